@@ -1,0 +1,1 @@
+"""What both ends of a split share: bundle, codec, frame, session, link, errors."""
