@@ -44,7 +44,8 @@ class SymbolSpec:
 class BoundCoder(Protocol):
     """A coder that is ready for one tensor. Safe to use from several threads at once."""
 
-    spec: SymbolSpec
+    @property
+    def spec(self) -> SymbolSpec: ...
 
     def encode(self, symbols: Symbols) -> bytes:
         """Code one frame's tensor.
