@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,20 +35,22 @@ except ImportError:
 _RAW, _PLANES, _CONTEXT, _CONSTANT = b"\x00", b"\x01", b"\x02", b"\x03"
 
 _ESTIMATE_STEP = 8
-"""A size estimate looks at one channel of this many."""
+"""A size estimate looks at one channel of at most this many, ..."""
+_ESTIMATE_SYMBOLS = 4096
+"""... and at no fewer symbols than this."""
 
 
 class Engine(Protocol):
     """The kernel or its twin; `model.Model` says what `numbers` and `arrays` are."""
 
     def encode(
-        self, numbers: tuple[int, ...], arrays: tuple[NDArray[np.generic], ...], symbols: Symbols, capacity: int, /
+        self, numbers: tuple[int, ...], arrays: tuple[NDArray[Any], ...], symbols: Symbols, capacity: int, /
     ) -> bytes | None: ...
 
     def decode(
         self,
         numbers: tuple[int, ...],
-        arrays: tuple[NDArray[np.generic], ...],
+        arrays: tuple[NDArray[Any], ...],
         payload: bytes | memoryview,
         symbols: Symbols,
         /,
@@ -57,7 +59,7 @@ class Engine(Protocol):
     def tally(
         self,
         numbers: tuple[int, ...],
-        arrays: tuple[NDArray[np.generic], ...],
+        arrays: tuple[NDArray[Any], ...],
         symbols: Symbols,
         step: int,
         counts: NDArray[np.uint32],
@@ -78,10 +80,11 @@ def kernel_status() -> str:
 
 
 def engine() -> Engine:
+    """What runs the inner loops here."""
     return _twin if _kernel is None else _kernel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BoundContext:
     """The context coder for one tensor of symbols."""
 
@@ -135,15 +138,15 @@ class BoundContext:
         planes = self._planes(symbols)
         if not planes.size:
             return 1
-        step = _ESTIMATE_STEP if planes.shape[0] >= 4 * _ESTIMATE_STEP else max(1, planes.shape[0] // 4)
+        channels = len(planes)
+        step = max(1, min(_ESTIMATE_STEP, planes.size // _ESTIMATE_SYMBOLS, channels // 4))
         counts = np.zeros((len(self.table.counts), DIGIT), np.uint32)
         try:
             self.engine.tally(self.model.numbers, self.model.arrays, planes, step, counts)
         except ValueError:
             raise self._outside(planes) from None
-        sampled = len(range(0, planes.shape[0], step))
         bits = self._bits_of(counts.astype(np.float64)) + self._raw_bits(planes[::step])
-        whole = int(bits / 8 * planes.shape[0] / sampled) + 1 + 4 * self.model.states
+        whole = int(bits / 8 * channels / len(range(0, channels, step))) + 1 + 4 * self.model.states
         return min(whole, self.spec.raw_bytes + 1)
 
     def _bits_of(self, counts: NDArray[np.float64]) -> float:

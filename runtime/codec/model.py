@@ -112,7 +112,7 @@ class Geometry:
         return np.ascontiguousarray(np.moveaxis(planes.reshape(self.channels, *rest), 0, self.axis))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """What calibration found out, in the units it is stored in. Without calibration: `default_table`."""
 
@@ -151,6 +151,7 @@ class Table:
 
 
 def second_contexts(geometry: Geometry, subs: int) -> int:
+    """Distributions of the second digit; 0 where there is none."""
     return geometry.alphabet * subs if geometry.low_alphabet > 1 else 0
 
 
@@ -174,7 +175,7 @@ def codes_of(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return np.pad(codes, ((0, 0), (0, DIGIT - codes.shape[1])))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A table made ready for one geometry. `numbers` and `arrays` are what the kernel and the twin are given."""
 
@@ -232,7 +233,8 @@ class Model:
 def default_table(geometry: Geometry) -> Table:
     """An adaptive start that supposes only that neighbours are alike."""
     bins = np.array([2, 6, 14, 28, 44, *range(64, 1024, 64)], np.uint16)
-    textures = np.array([1, 3], np.uint16) << max(0, geometry.value_bits - 4)
+    rough = max(0, geometry.value_bits - 4)
+    textures = np.array([1 << rough, 3 << rough], np.uint16)
     subs = np.array([], np.uint16)
     first = (len(textures) + 1) * (len(bins) + 1)
     second = second_contexts(geometry, 1)
@@ -273,13 +275,6 @@ _FIELDS: tuple[tuple[str, str], ...] = (
 )
 
 
-def _sizes(geometry: Geometry, refs: int, bins: int, textures: int, classes: int, subs: int) -> Sequence[tuple[int, ...]]:
-    contexts = classes * textures * bins + second_contexts(geometry, subs)
-    n = geometry.channels
-    per_channel: list[tuple[int, ...]] = [(n, CAUSAL + 2 * refs), (n,), (n, refs), (n,), (n,)]
-    return [(bins - 1,), (textures - 1,), (subs - 1,), *per_channel, (contexts,), (contexts, DIGIT)]
-
-
 def pack(geometry: Geometry, table: Table) -> bytes:
     """The bytes of a table, as `tables.bin` holds them."""
     header = _HEADER.pack(
@@ -307,7 +302,9 @@ def unpack(geometry: Geometry, stored: bytes | memoryview) -> Table:
         BundleError: it is damaged, of another version, or made for another tensor.
     """
     if len(stored) < _HEADER.size:
-        raise BundleError(f"a coder table has at least {_HEADER.size} bytes, this one {len(stored)}; rebuild the bundle")
+        raise BundleError(
+            f"a coder table has at least {_HEADER.size} bytes, this one {len(stored)}; rebuild the bundle"
+        )
     header = _HEADER.unpack(stored[: _HEADER.size])
     version, slowest, refs, bins, textures, classes, subs, centre, channels, levels, area = header
     if version != _VERSION:
@@ -319,7 +316,10 @@ def unpack(geometry: Geometry, stored: bytes | memoryview) -> Table:
         )
     if not (min(bins, textures, classes, subs) >= 1 and refs <= _MAX_REFS and slowest in (0, 4, 5, 6, 7)):
         raise BundleError("the coder table's header is damaged; rebuild the bundle")
-    sizes = _sizes(geometry, refs, bins, textures, classes, subs)
+    contexts = classes * textures * bins + second_contexts(geometry, subs)
+    weights = (channels, CAUSAL + 2 * refs)
+    per_channel: list[tuple[int, ...]] = [weights, (channels,), (channels, refs), (channels,), (channels,)]
+    sizes = [(bins - 1,), (textures - 1,), (subs - 1,), *per_channel, (contexts,), (contexts, DIGIT)]
     fields = _read_fields(stored[_HEADER.size :], sizes)
     table = Table(centre=centre, slowest=slowest, classes=classes, **fields)
     _check(geometry, table)

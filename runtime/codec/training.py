@@ -34,8 +34,9 @@ class TrainingOptions:
     """Sets of distributions, shared by channels that are predicted about equally well."""
     subs: int = 4
     """Contexts of a second digit per first digit."""
-    slowest: int = 7
-    """Largest shift of adaptation inside a frame; 0 freezes the distributions."""
+    slowest: int | None = None
+    """Largest shift of adaptation inside a frame (4 to 7); 0 freezes the distributions. None adapts up to 4-bit
+    symbols, and freezes beyond, where a symbol has two digits and adapting both costs more time than bytes."""
     max_fit_rows: int = 24_000
     """Symbols per channel that the least squares look at."""
 
@@ -89,13 +90,14 @@ class _Training:
         edges = np.quantile(spread, np.arange(1, classes) / classes)
         scale = (1 << LUT_BITS) / (1 << self.geometry.value_bits)
         pooled = np.clip(predicted.reshape(-1)[:: max(1, predicted.size // 500_000)] * scale, 0, (1 << LUT_BITS) - 1)
+        rough = max(0, self.geometry.value_bits - 4)
         subs = self.options.subs if self.geometry.low_alphabet > 1 else 1
         empty = Table(
             centre=self.centre,
-            slowest=self.options.slowest,
+            slowest=self._slowest(),
             classes=classes,
             bins=_thresholds(pooled, self.options.bins),
-            textures=np.array([1, 2, 4], np.uint16) << max(0, self.geometry.value_bits - 4),
+            textures=np.array([1 << rough, 2 << rough, 4 << rough], np.uint16),
             subs=_thresholds(pooled, subs),
             weights=weights,
             bias=bias,
@@ -106,6 +108,11 @@ class _Training:
             codes=np.zeros((0, DIGIT), np.uint8),
         )
         return self._with_distributions(empty)
+
+    def _slowest(self) -> int:
+        if self.options.slowest is not None:
+            return self.options.slowest
+        return 0 if self.geometry.low_alphabet > 1 else 7
 
     # -- predictions ---------------------------------------------------------------------------------------------------
 
