@@ -26,6 +26,7 @@ Ints = NDArray[np.int64]
 class _Model:
     """The kernel's `Model` and `Shape`, out of what it is given."""
 
+    arrays: tuple[NDArray[Any], ...]
     channels: int
     rows: int
     cols: int
@@ -37,7 +38,6 @@ class _Model:
     states: int
     slowest: int
     first: int
-    arrays: tuple[NDArray[Any], ...]
 
     @property
     def wide(self) -> bool:
@@ -170,7 +170,7 @@ def encode(numbers: tuple[int, ...], arrays: tuple[NDArray[Any], ...], symbols: 
     Raises:
         ValueError: a symbol is outside the alphabet.
     """
-    m = _Model(*numbers, arrays=arrays)
+    m = _Model(arrays, *numbers)
     return _words(m, list(_operations(m, _checked(m, symbols))), capacity)
 
 
@@ -277,7 +277,7 @@ def decode(
     numbers: tuple[int, ...], arrays: tuple[NDArray[Any], ...], payload: bytes | memoryview, symbols: Symbols
 ) -> bool:
     """Fill `symbols` [channels, rows, cols]; False where the payload is none that `encode` could have made."""
-    m = _Model(*numbers, arrays=arrays)
+    m = _Model(arrays, *numbers)
     planes = np.zeros((m.channels, m.rows, m.cols), np.int64)
     flat = symbols.reshape(m.channels, m.rows, m.cols)
     distributions = _Distributions(m)
@@ -355,7 +355,7 @@ def tally(
     Raises:
         ValueError: a symbol is outside the alphabet.
     """
-    m = _Model(*numbers, arrays=arrays)
+    m = _Model(arrays, *numbers)
     symbols = _checked(m, symbols)
     planes = m.seen(symbols)
     for c in range(0, m.channels, step):

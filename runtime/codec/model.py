@@ -161,7 +161,8 @@ def frequencies_of(codes: NDArray[np.uint8], alphabet: int) -> NDArray[np.int64]
     scaled = 1 + value * (ONE - alphabet) // value.sum(axis=1, keepdims=True)
     rows = np.arange(len(scaled))
     scaled[rows, scaled.argmax(axis=1)] += ONE - scaled.sum(axis=1)
-    return np.pad(scaled, ((0, 0), (0, DIGIT - alphabet)))
+    padded: NDArray[np.int64] = np.pad(scaled, ((0, 0), (0, DIGIT - alphabet)))
+    return padded
 
 
 def codes_of(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
@@ -224,7 +225,8 @@ class Model:
                 frequencies_of(self.table.codes[first:], g.low_alphabet),
             ]
         )
-        return (np.cumsum(frequencies, axis=1) - frequencies - ONE).astype(np.int16)
+        below: NDArray[np.int64] = np.cumsum(frequencies, axis=1) - frequencies
+        return (below - ONE).astype(np.int16)
 
 
 # -- without calibration -----------------------------------------------------------------------------------------------
