@@ -4,12 +4,12 @@ A coder is known by its name and version ("bitplane-zstd/1"); the two ends agree
 frame carries its number. `bind` prepares a coder for one tensor (parses tables, sizes buffers) once, so that `encode`
 and `decode` are all that a frame costs.
 
-    bound = coders.get("bitplane-zstd/1").bind(SymbolSpec((64, 14, 14), np.dtype("uint8"), levels=16, channel_axis=0))
+    bound = by_label("bitplane-zstd/1").bind(SymbolSpec((64, 14, 14), np.dtype("uint8"), levels=16, channel_axis=0))
     payload = bound.encode(symbols)
     assert np.array_equal(bound.decode(payload), symbols)
 """
 
-from .base import BoundCoder, Coder, SymbolSpec
+from .base import BoundCoder, Coder, Symbols, SymbolSpec
 from .registry import best_common, by_label, by_number, labels
 
-__all__ = ["BoundCoder", "Coder", "SymbolSpec", "best_common", "by_label", "by_number", "labels"]
+__all__ = ["BoundCoder", "Coder", "SymbolSpec", "Symbols", "best_common", "by_label", "by_number", "labels"]
