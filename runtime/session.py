@@ -45,7 +45,8 @@ def runtime() -> ModuleType:
         raise MissingDependencyError(
             f"ONNX Runtime cannot be imported ({error}); install onnxruntime, or the wheel that fits your board"
         ) from None
-    return onnxruntime
+    module: ModuleType = onnxruntime
+    return module
 
 
 def open_session(path: Path, options: SessionOptions | None = None) -> ort.InferenceSession:
