@@ -1,0 +1,1 @@
+"""Model in, bundle out: the only room that knows torch and onnx."""
