@@ -114,7 +114,8 @@ def wire_bytes(message_bytes: int) -> int:
     """Bytes that one gRPC message of `message_bytes` takes in the TCP stream.
 
     The message, gRPC's prefix of five bytes, and nine bytes of HTTP/2 header for each DATA frame of 16 KiB (RFC 9113,
-    sections 4.1 and 4.2). Tests hold this against what the kernel counts on a real connection.
+    sections 4.1 and 4.2; a peer may come to allow larger frames, so large messages can cost a few bytes less). A test
+    holds this against what the kernel counts on a real connection.
     """
     body = message_bytes + GRPC_PREFIX_BYTES
     return body + HTTP2_HEADER_BYTES * -(-body // HTTP2_FRAME_BYTES)
