@@ -11,6 +11,7 @@
     │   ├── BundleMismatchError the two ends hold halves of different bundles
     │   └── GoldenError         this machine does not reproduce the golden vectors
     ├── SourceError             an input that cannot be read as a frame
+    ├── FramesFailedError       a run in which some frames ended in an error
     ├── FrameError              a frame that the contract forbids
     │   ├── ChecksumError       the decoded symbols are not those that were sent
     │   ├── ShapeError          a shape or a type that the bundle does not have
@@ -86,6 +87,10 @@ class GoldenError(BundleError):
 
 class SourceError(NarrowsError):
     code, exit_code, grpc_status = "source", 30, "INVALID_ARGUMENT"
+
+
+class FramesFailedError(NarrowsError):
+    code, exit_code = "frames-failed", 31
 
 
 class FrameError(NarrowsError):

@@ -1,0 +1,155 @@
+"""How the command line shows things: tables for people, JSON for programs, progress on a terminal only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .demo import Report
+    from .device import Outcome
+    from .doctor import Finding
+    from .runtime.bundle import Bundle
+
+_MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
+
+
+def _out() -> Console:
+    return Console(highlight=False)
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=str), flush=True)
+
+
+def _table(title: str | None, *columns: str) -> Table:
+    """The first column is a name, the rest are figures."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    return table
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal, nothing elsewhere. Yields what takes (what is being done, share of the whole 0…1)."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=_err(), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+def findings(found: Sequence[Finding], *, as_json: bool) -> None:
+    """What `narrows doctor` found."""
+    if as_json:
+        _print_json([asdict(finding) for finding in found])
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for finding in found:
+        lacking = finding.ok is False or (finding.ok is None and finding.advice)
+        table.add_row(finding.what, _MARKS[finding.ok], finding.found, f"→ {finding.advice}" if lacking else "")
+    _out().print(table)
+
+
+def bundle(made: Bundle, *, as_json: bool) -> None:
+    """What `narrows cut` made."""
+    manifest = made.manifest
+    if as_json:
+        cuts = [{"name": cut.name, "qualities": [asdict(q) for q in cut.qualities]} for cut in manifest.cuts]
+        _print_json({"bundle": str(made.root), "digest": made.digest, "name": manifest.name, "cuts": cuts})
+        return
+    for cut in manifest.cuts:
+        shapes = ", ".join("×".join("?" if d is None else str(d) for d in t.symbols.shape) for t in cut.crossing)
+        table = _table(f"{cut.name}  [{shapes}]", "quality", "bits", "payload, bytes", "same answer", "max deviation")
+        for i, quality in enumerate(cut.qualities):
+            agreement = "" if quality.agreement is None else f"{quality.agreement:.1%}"
+            table.add_row(
+                str(i), f"{quality.bits:g}", f"{quality.payload_bytes:,.0f}", agreement, f"{quality.max_deviation:.3g}"
+            )
+        _out().print(table)
+    _out().print(f"{made.root}  {made.digest[:12]}")
+
+
+def listening(address: str, models: Sequence[str], *, as_json: bool) -> None:
+    """That the server is up; a program that started it reads this line."""
+    if as_json:
+        _print_json({"address": address, "models": list(models)})
+    else:
+        _out().print(f"listening on {address}, serving {', '.join(models)}; Ctrl-C or SIGTERM drains")
+
+
+@contextmanager
+def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
+    """Print outcomes as they come, and on a terminal a line that counts them."""
+    if as_json:
+        yield lambda outcome: _print_json(outcome.to_json())
+        return
+    console, seen = _out(), []
+
+    def show(outcome: Outcome) -> None:
+        seen.append(outcome)
+        console.print(_line(outcome), markup=False, soft_wrap=True)
+
+    with _err().status("waiting for the first frame") if sys.stderr.isatty() else _nothing() as status:
+        yield lambda outcome: (show(outcome), status and status.update(f"{len(seen)} frames"))[0]
+    _summary(seen)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+def _line(outcome: Outcome) -> str:
+    if outcome.error is not None:
+        return f"{outcome.source}  {outcome.outcome}: {outcome.error}"
+    best = outcome.top[0] if outcome.top else None
+    answer = f"{best.label or best.index} {best.score:.2f}" if best else ", ".join(outcome.outputs)
+    return f"{outcome.source}  {answer}  {outcome.wire_bytes:,} bytes  {outcome.ms['total']:.1f} ms"
+
+
+def _summary(seen: Iterable[Outcome]) -> None:
+    import numpy as np
+
+    good = [outcome for outcome in seen if outcome.error is None]
+    if not good:
+        return
+    table = _table(f"{len(good)} frames answered", "", "p50", "p95")
+    rows = [("bytes on the wire", [float(o.wire_bytes) for o in good])]
+    rows += [(f"{stage}, ms", [o.ms[stage] for o in good if stage in o.ms]) for stage in good[0].ms]
+    for name, values in rows:
+        low, high = np.percentile(values, (50, 95))
+        table.add_row(name, f"{low:,.2f}", f"{high:,.2f}")
+    _err().print(table)
+
+
+def demo(report: Report, *, as_json: bool) -> None:
+    """What the demo found."""
+    if as_json:
+        _print_json(asdict(report))
+        return
+    shape = "×".join(map(str, report.symbols))
+    table = _table(f"{report.frames} digits, cut at {report.cut} ({shape})", "way", "right", "bytes a frame", "of PNG")
+    png = report.ways[0].wire_bytes
+    for way in report.ways:
+        table.add_row(way.name, f"{way.accuracy:.1%}", f"{way.wire_bytes:,.0f}", f"{way.wire_bytes / png:.0%}")
+    stages = _table("\nwhere the time goes, at the best quality", "stage", "p50, ms", "p95, ms")
+    for stage in report.stages:
+        stages.add_row(stage.name, f"{stage.p50_ms:.2f}", f"{stage.p95_ms:.2f}")
+    console = _out()
+    console.print(table)
+    console.print(stages)
+    console.print(f"\nthe bundle: {report.bundle}")
