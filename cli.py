@@ -146,7 +146,9 @@ def run(
     source: Annotated[
         str, typer.Option("--input", help="A picture, a folder, a glob, an .npz or .npy, a video file, or camera:0.")
     ],
-    cut_name: Annotated[str | None, typer.Option("--cut", help="Which of the bundle's cuts; its first by default.")] = None,
+    cut_name: Annotated[
+        str | None, typer.Option("--cut", help="Which of the bundle's cuts; its first by default.")
+    ] = None,
     quality: Annotated[int | None, typer.Option(help="0 is the smallest payload; the best by default.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds after which a frame without an answer is an error.")] = 10.0,
     threads: Annotated[int, typer.Option(min=0, help="Threads the head may use; 0 for one a core.")] = 0,

@@ -93,7 +93,9 @@ def run(*, fresh: bool, progress: Progress) -> Report:
             outcomes = outcomes or answers
             right = np.mean([answer["top"][0]["index"] == truth[Path(answer["source"]).name] for answer in answers])
             sent = np.mean([answer["wire_bytes"] for answer in answers])
-            ways.append(Way(f"split, quality {quality} ({cut.qualities[quality].bits:g} bits)", float(right), float(sent)))
+            ways.append(
+                Way(f"split, quality {quality} ({cut.qualities[quality].bits:g} bits)", float(right), float(sent))
+            )
     return Report(
         cut=cut.name,
         symbols=tuple(d or 0 for d in cut.crossing[0].symbols.shape),
@@ -157,7 +159,9 @@ def _without_a_cut(folder: Path, bundle: Bundle, truth: dict[str, int]) -> Itera
     for quality in _JPEG_QUALITIES:
         coded = [_jpeg(picture, quality) for picture in pictures]
         decoded = [np.asarray(Image.open(io.BytesIO(data))) for data in coded]
-        yield Way(f"whole model, JPEG {quality} sent", accuracy(decoded), float(np.mean([wire_bytes(len(c)) for c in coded])))
+        yield Way(
+            f"whole model, JPEG {quality} sent", accuracy(decoded), float(np.mean([wire_bytes(len(c)) for c in coded]))
+        )
     elements = np.prod([d or 0 for d in bundle.manifest.cuts[0].crossing[0].symbols.shape])
     yield Way("split, features as float32", whole, float(wire_bytes(int(elements) * 4)))
 
@@ -192,7 +196,9 @@ def _server(bundles: Path) -> Iterator[str]:
 def _stream(bundle: Path, address: str, pictures: Path, quality: int) -> list[dict[str, Any]]:
     """What a device process says of every picture."""
     command = [sys.executable, "-m", "narrows", "run", str(bundle), "--server", address, "--input", str(pictures)]
-    done = subprocess.run([*command, "--quality", str(quality), "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [*command, "--quality", str(quality), "--json"], stdout=subprocess.PIPE, text=True, check=True
+    )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

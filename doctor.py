@@ -20,9 +20,7 @@ from .runtime.errors import NarrowsError
 from .runtime.session import SessionOptions, open_session, runtime
 
 # y = x + x over float32 [2]: 65 bytes that show whether ONNX Runtime runs at all.
-_GRAPH = base64.b64decode(
-    "CAcSADo1Cg4KAXgKAXgSAXkiA0FkZBIBZ1oPCgF4EgoKCAgBEgQKAggCYg8KAXkSCgoICAESBAoCCAJCBAoAEA0="
-)
+_GRAPH = base64.b64decode("CAcSADo1Cg4KAXgKAXgSAXkiA0FkZBIBZ1oPCgF4EgoKCAgBEgQKAggCYg8KAXkSCgoICAESBAoCCAJCBAoAEA0=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,9 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Try everything, one after the other."""
     yield Finding("python", None, f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")
-    yield Finding("narrows", None, importlib.metadata.version("narrows") if _installed("narrows") else "from a checkout")
+    yield Finding(
+        "narrows", None, importlib.metadata.version("narrows") if _installed("narrows") else "from a checkout"
+    )
     yield _try("onnx runtime", _run_a_graph, "install onnxruntime, or the wheel that fits your board")
     for label in labels():
         yield _try(f"coder {label}", lambda label=label: _round_trip(label), "reinstall narrows")  # type: ignore[misc]
@@ -97,4 +97,3 @@ def _installed(distribution: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-

@@ -46,7 +46,13 @@ def progress(title: str) -> Iterator[Callable[[str, float], None]]:
     """A bar on a terminal, nothing elsewhere. Yields what takes (what is being done, share of the whole 0…1)."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=_err(), disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)
