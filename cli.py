@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .runtime.errors import FramesFailedError, NarrowsError, UsageError
+from .runtime.errors import FramesFailedError, MissingDependencyError, NarrowsError
 from .runtime.manifest import Half
 
 app = typer.Typer(
@@ -35,6 +36,17 @@ def _settings(
     )
     if debug:
         os.environ["NARROWS_DEBUG"] = "1"
+
+
+def _need(extra: str, *modules: str) -> None:
+    """Say which extra brings what is missing.
+
+    Raises:
+        MissingDependencyError: naming the line that installs it.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingDependencyError(f"this needs {', '.join(missing)}: pip install 'narrows[{extra}]'")
 
 
 @app.command()
@@ -62,6 +74,7 @@ def cuts(
 
     Example: narrows cuts mobilenet_v2.onnx
     """
+    _need("partition", "torch", "onnx", "onnx_ir")
     from . import output
     from .partitioner import list_cuts
 
@@ -86,8 +99,9 @@ def cut(
 ) -> None:
     """Cut a model into a bundle: head, tail, and the tables between them, proven.
 
-    Example: narrows cut resnet.onnx --at /layer2/Relu_output_0 --calibrate photos/ --preprocess imagenet -o bundles/resnet
+    Example: narrows cut net.onnx --at relu_7 --calibrate photos/ --preprocess imagenet -o bundles/net
     """
+    _need("partition", "torch", "onnx", "onnx_ir")
     from . import output
     from .partitioner import cut_model
 
@@ -123,6 +137,7 @@ def serve(
 
     Example: narrows serve bundles/ --port 8470
     """
+    _need("server", "grpc_health", "grpc_reflection")
     from . import output
     from .server import ServeOptions
     from .server import serve as serve_until_told
@@ -194,6 +209,7 @@ def demo(
 
     Example: narrows demo
     """
+    _need("demo", "torch", "onnx", "onnx_ir", "sklearn", "grpc_health", "grpc_reflection")
     from . import demo as digits
     from . import output
 

@@ -55,7 +55,10 @@ def machine() -> str:
     """What this ran on, in a line."""
     import onnxruntime
 
-    model = next((ln.split(":")[1].strip() for ln in Path("/proc/cpuinfo").open() if ln.startswith("model name")), "?")
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
     return (
         f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, ONNX Runtime {onnxruntime.__version__}"
     )
