@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def findings(found: Sequence[Finding], *, as_json: bool) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in found:
         lacking = finding.ok is False or (finding.ok is None and finding.advice)
-        table.add_row(finding.what, _MARKS[finding.ok], finding.found, f"→ {finding.advice}" if lacking else "")
+        advice = f"→ {finding.advice}" if lacking else ""
+        table.add_row(finding.what, _MARKS[finding.ok], escape(finding.found), escape(advice))
     _out().print(table)
 
 
