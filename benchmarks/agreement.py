@@ -3,8 +3,8 @@
     python benchmarks/agreement.py [--pictures 200] [--json]
 
 Each model is cut in the first half of its graph, once with the quantiser and once without; a server process runs
-both tails, and `narrows run` streams the pictures from a process of its own. The whole model runs in ONNX Runtime on the
-same pixels, normalised by NumPy, so that the preprocessing in the head's graph is tested along with the cut.
+both tails, and `narrows run` streams the pictures from a process of its own. The whole model runs in ONNX Runtime on
+the same pixels, normalised by NumPy, so that the preprocessing in the head's graph is tested along with the cut.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,8 @@ async def _answer(port: Connection, reply_bytes: int) -> None:
 
 
 def _answer_process(port: Connection, reply_bytes: int) -> None:
-    try:
+    with suppress(EOFError):
         asyncio.run(_answer(port, reply_bytes))
-    except EOFError:
-        pass
 
 
 class PingPong:
