@@ -116,12 +116,12 @@ def bundle(made: Bundle, *, as_json: bool) -> None:
     _out().print(f"{made.root}  {made.digest[:12]}")
 
 
-def listening(address: str, models: Sequence[str], *, as_json: bool) -> None:
+def listening(address: str, *, as_json: bool) -> None:
     """That the server is up; a program that started it reads this line."""
     if as_json:
-        _print_json({"address": address, "models": list(models)})
+        _print_json({"address": address})
     else:
-        _out().print(f"listening on {address}, serving {', '.join(models)}; Ctrl-C or SIGTERM drains")
+        _out().print(f"listening on {address}; Ctrl-C or SIGTERM drains")
 
 
 @contextmanager
