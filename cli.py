@@ -128,6 +128,7 @@ def serve(
     threads: Annotated[int, typer.Option(min=0, help="Threads a tail may use; 0 for one a core.")] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Frames that share one run of a tail, at most.")] = 32,
     max_frame_bytes: Annotated[int, typer.Option(min=1, help="Largest payload of a frame that is accepted.")] = 8 << 20,
+    drain: Annotated[float, typer.Option(help="Seconds that SIGTERM leaves for what is under way.")] = 10.0,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine although nothing is encrypted.")
     ] = False,
@@ -149,6 +150,7 @@ def serve(
         host=host,
         port=port,
         insecure=insecure,
+        drain_s=drain,
         limits=Limits(max_frame_bytes=max_frame_bytes),
         batch=BatchOptions(max_batch=max_batch),
         session=SessionOptions(threads=threads),

@@ -7,9 +7,28 @@ import onnx
 from .graph import Graph
 
 _SECOND = frozenset(
-    ["Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "PRelu", "SpaceToDepth", "DepthToSpace"]
+    [
+        "Conv",
+        "ConvTranspose",
+        "ConvInteger",
+        "QLinearConv",
+        "BatchNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+        "LRN",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "LpPool",
+        "PRelu",
+        "SpaceToDepth",
+        "DepthToSpace",
+    ]
 )
-_LAST = frozenset(["MatMul", "Gemm", "LayerNormalization", "RMSNormalization", "QLinearMatMul", "MatMulInteger", "Attention"])
+_LAST = frozenset(
+    ["MatMul", "Gemm", "LayerNormalization", "RMSNormalization", "QLinearMatMul", "MatMulInteger", "Attention"]
+)
 _LAST_BY_NAME = frozenset({"SkipLayerNormalization", "EmbedLayerNormalization", "FusedMatMul"})
 _OPAQUE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _STEPS = 64

@@ -25,7 +25,24 @@ _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "Rando
 _RANDOM_MORE = frozenset({"Multinomial", "Dropout"})
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _MOVES = frozenset(
-    ["Cast", "CastLike", "Concat", "DequantizeLinear", "DynamicQuantizeLinear", "Expand", "Flatten", "Identity", "Pad", "QuantizeLinear", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"]
+    [
+        "Cast",
+        "CastLike",
+        "Concat",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "Expand",
+        "Flatten",
+        "Identity",
+        "Pad",
+        "QuantizeLinear",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 """Ops that move or convert numbers; they count as no work."""
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from queue import SimpleQueue
 
 import grpc
@@ -20,17 +16,6 @@ from narrows.runtime.codec import labels
 from narrows.runtime.frame import Frame, FrameCodec
 from narrows.runtime.halves import Head, Tail
 from narrows.runtime.wire import frame_to_wire, reply_from_wire
-
-ROOT = Path(__file__).resolve().parent.parent
-
-_SERVE = """
-import sys
-from pathlib import Path
-from narrows.runtime.session import SessionOptions
-from narrows.server import ServeOptions, serve
-options = ServeOptions(Path(sys.argv[1]), port=int(sys.argv[2]), session=SessionOptions(threads=1), drain_s=5)
-sys.exit(serve(options, ready=lambda address: print(address, flush=True)))
-"""
 
 
 class Frames:
@@ -98,15 +83,3 @@ def stream(address: str, greeting: pb.Hello | None) -> Iterator[StreamClient]:
 def code_of(error: grpc.RpcError) -> str | None:
     """The error's stable name out of the trailing metadata."""
     return dict(error.trailing_metadata() or ()).get("narrows-code")
-
-
-@contextmanager
-def server_process(bundles: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A real server process, killed at the end if it still runs; yields it and its address."""
-    command = [sys.executable, "-c", _SERVE, str(bundles), str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            yield process, process.stdout.readline().strip()
-        finally:
-            process.kill()

@@ -6,37 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from bundles import make_bundle, pictures
 from narrows.runtime.bundle import Bundle
 from PIL import Image
+from processes import narrows, server_process
 
 FRAMES = 500
-
-
-def narrows(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "narrows", *map(str, arguments)]
-
-
-@contextmanager
-def serving(bundles: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    process = subprocess.Popen(
-        narrows("serve", bundles, "--port", port, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        yield process, json.loads(line)["address"]
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
@@ -59,7 +38,7 @@ def run(*arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[
 
 
 def test_a_folder_of_pictures_gets_its_predictions(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
-    with serving(bundle.root.parent) as (_, address):
+    with server_process(bundle.root.parent) as (_, address):
         done = run(bundle.root, "--server", address, "--input", folder, "--json", "--save-outputs", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines()]
@@ -76,7 +55,7 @@ def test_a_folder_of_pictures_gets_its_predictions(bundle: Bundle, folder: Path,
 
 def test_an_unreadable_picture_is_told_and_the_rest_goes_on(bundle: Bundle, folder: Path) -> None:
     (folder / "4.png").write_text("no picture")
-    with serving(bundle.root.parent) as (_, address):
+    with server_process(bundle.root.parent) as (_, address):
         done = run(bundle.root, "--server", address, "--input", folder, "--json")
     codes = [json.loads(line)["outcome"] for line in done.stdout.splitlines()]
     assert codes == ["ok"] * 4 + ["source"] + ["ok"] * 5
@@ -86,7 +65,7 @@ def test_an_unreadable_picture_is_told_and_the_rest_goes_on(bundle: Bundle, fold
 
 def test_halves_of_different_bundles_are_told_apart_by_name(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     other = make_bundle(tmp_path / "other" / "tiny", seed=9)
-    with serving(bundle.root.parent) as (_, address):
+    with server_process(bundle.root.parent) as (_, address):
         done = run(other.root, "--server", address, "--input", folder)
     assert done.returncode == 21
     assert bundle.digest[:12] in done.stderr
@@ -96,7 +75,7 @@ def test_halves_of_different_bundles_are_told_apart_by_name(bundle: Bundle, fold
 
 def test_a_model_that_is_not_served_is_told(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     other = make_bundle(tmp_path / "other" / "large", name="large")
-    with serving(bundle.root.parent) as (_, address):
+    with server_process(bundle.root.parent) as (_, address):
         done = run(other.root, "--server", address, "--input", folder)
     assert done.returncode == 54
     assert "tiny" in done.stderr
@@ -111,7 +90,7 @@ def test_a_server_that_is_not_there_is_told(bundle: Bundle, folder: Path) -> Non
 
 
 def test_sigterm_drains_and_exits_cleanly(bundle: Bundle) -> None:
-    with serving(bundle.root.parent) as (process, _):
+    with server_process(bundle.root.parent) as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
 
@@ -122,7 +101,7 @@ def test_kill_9_in_mid_stream_loses_nothing(bundle: Bundle, tmp_path: Path) -> N
     folder.mkdir()
     for i, picture in enumerate(pictures(FRAMES)):
         Image.fromarray(picture).save(folder / f"{i:03d}.png")
-    with serving(bundle.root.parent) as (first, address):
+    with server_process(bundle.root.parent) as (first, address):
         device = subprocess.Popen(
             narrows("run", bundle.root, "--server", address, "--input", folder, "--json"),
             stdout=subprocess.PIPE,
@@ -134,7 +113,7 @@ def test_kill_9_in_mid_stream_loses_nothing(bundle: Bundle, tmp_path: Path) -> N
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
         time.sleep(3)
-        with serving(bundle.root.parent, int(address.rpartition(":")[2])):
+        with server_process(bundle.root.parent, port=int(address.rpartition(":")[2])):
             rest, errors = device.communicate(timeout=90)
     said = [json.loads(line) for line in [*lines, *rest.splitlines()]]
     assert [line["outcome"] for line in said] == ["ok"] * FRAMES, errors

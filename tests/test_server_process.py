@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.errors import UsageError
 from narrows.server import ServeOptions, ServerThread
-from server_client import Frames, code_of, hello, server_process, stream
+from processes import server_process
+from server_client import Frames, code_of, hello, stream
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def frames(bundle: Bundle) -> Frames:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains(bundle: Bundle, frames: Frames, number: signal.Signals) -> None:
-    with server_process(bundle.root) as (process, address), stream(address, hello(bundle)) as client:
+    with server_process(bundle.root, "--drain", 5) as (process, address), stream(address, hello(bundle)) as client:
         client.receive()
         made = [frames.make(i, picture) for i, picture in enumerate(pictures(40))]
         for frame in made[:20]:
@@ -55,7 +56,7 @@ def test_a_signal_drains(bundle: Bundle, frames: Frames, number: signal.Signals)
 
 
 def test_a_device_that_does_not_listen_is_not_waited_for(bundle: Bundle) -> None:
-    with server_process(bundle.root) as (process, address), stream(address, hello(bundle)) as client:
+    with server_process(bundle.root, "--drain", 5) as (process, address), stream(address, hello(bundle)) as client:
         client.receive()
         process.terminate()
         assert client.receive().HasField("draining")
@@ -65,7 +66,7 @@ def test_a_device_that_does_not_listen_is_not_waited_for(bundle: Bundle) -> None
 
 
 def test_while_draining_health_says_so_and_new_streams_are_refused(bundle: Bundle) -> None:
-    with server_process(bundle.root) as (process, address), stream(address, hello(bundle)) as client:
+    with server_process(bundle.root, "--drain", 5) as (process, address), stream(address, hello(bundle)) as client:
         client.receive()
         with grpc.insecure_channel(address) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="tiny"))
@@ -79,7 +80,7 @@ def test_while_draining_health_says_so_and_new_streams_are_refused(bundle: Bundl
 
 
 def test_a_killed_server_is_seen_at_once(bundle: Bundle, frames: Frames) -> None:
-    with server_process(bundle.root) as (process, address), stream(address, hello(bundle)) as client:
+    with server_process(bundle.root, "--drain", 5) as (process, address), stream(address, hello(bundle)) as client:
         client.receive()
         client.send(frames.make(1, pictures(1)[0]))
         assert client.reply().id == 1
