@@ -12,13 +12,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .runtime.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from .device import Device, DeviceOptions, Outcome
     from .runtime.bundle import Bundle
     from .runtime.errors import NarrowsError
     from .runtime.manifest import Half
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "runtime.bundle",

@@ -126,8 +126,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")] = 8470,
     threads: Annotated[int, typer.Option(min=0, help="Threads a tail may use; 0 for one a core.")] = 0,
-    max_batch: Annotated[int, typer.Option(min=1, help="Frames that share one run of a tail, at most.")] = 16,
+    max_batch: Annotated[int, typer.Option(min=1, help="Frames that share one run of a tail, at most.")] = 32,
     max_frame_bytes: Annotated[int, typer.Option(min=1, help="Largest payload of a frame that is accepted.")] = 8 << 20,
+    drain: Annotated[float, typer.Option(help="Seconds that SIGTERM leaves for what is under way.")] = 10.0,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine although nothing is encrypted.")
     ] = False,
@@ -139,19 +140,22 @@ def serve(
     """
     _need("server", "grpc_health", "grpc_reflection")
     from . import output
-    from .server import ServeOptions
+    from .runtime.frame import Limits
+    from .runtime.session import SessionOptions
+    from .server import BatchOptions, ServeOptions
     from .server import serve as serve_until_told
 
     options = ServeOptions(
         bundles=bundles,
         host=host,
         port=port,
-        threads=threads,
-        max_batch=max_batch,
-        max_frame_bytes=max_frame_bytes,
         insecure=insecure,
+        drain_s=drain,
+        limits=Limits(max_frame_bytes=max_frame_bytes),
+        batch=BatchOptions(max_batch=max_batch),
+        session=SessionOptions(threads=threads),
     )
-    raise typer.Exit(serve_until_told(options, ready=lambda server: output.listening(server, as_json=as_json)))
+    raise typer.Exit(serve_until_told(options, ready=lambda address: output.listening(address, as_json=as_json)))
 
 
 @app.command()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .demo import Report
     from .device import Outcome
     from .doctor import Finding
+    from .partitioner import CutPoint
     from .runtime.bundle import Bundle
 
 _MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
@@ -72,6 +73,30 @@ def findings(found: Sequence[Finding], *, as_json: bool) -> None:
     _out().print(table)
 
 
+def cuts(found: Sequence[CutPoint], *, show_all: bool, as_json: bool) -> None:
+    """What `narrows cuts` found."""
+    shown = [cut for cut in found if show_all or cut.pareto]
+    if as_json:
+        _print_json([asdict(cut) | {"name": cut.name, "raw_bytes": cut.raw_bytes} for cut in shown])
+        return
+    table = _table(None, "cut at", "shape", "8-bit bytes", "float bytes", "head FLOPs", "head parameters", "depth")
+    for cut in shown:
+        flops = cut.head_flops / max(1, cut.head_flops + cut.tail_flops)
+        shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in cut.tensors)
+        table.add_row(
+            escape(cut.name),
+            shapes,
+            f"{cut.symbol_bytes:,}",
+            f"{cut.raw_bytes:,}",
+            f"{flops:.1%}",
+            f"{cut.head_params:,}",
+            str(cut.depth),
+        )
+    _out().print(table)
+    if len(shown) < len(found):
+        _out().print(f"{len(found) - len(shown)} more have another with fewer bytes and less work before it: --all")
+
+
 def bundle(made: Bundle, *, as_json: bool) -> None:
     """What `narrows cut` made."""
     manifest = made.manifest
@@ -91,12 +116,12 @@ def bundle(made: Bundle, *, as_json: bool) -> None:
     _out().print(f"{made.root}  {made.digest[:12]}")
 
 
-def listening(address: str, models: Sequence[str], *, as_json: bool) -> None:
+def listening(address: str, *, as_json: bool) -> None:
     """That the server is up; a program that started it reads this line."""
     if as_json:
-        _print_json({"address": address, "models": list(models)})
+        _print_json({"address": address})
     else:
-        _out().print(f"listening on {address}, serving {', '.join(models)}; Ctrl-C or SIGTERM drains")
+        _out().print(f"listening on {address}; Ctrl-C or SIGTERM drains")
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""Folders of bundles: what is loaded, what is left out, what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from bundles import make_bundle
+from narrows.runtime.bundle import Bundle
+from narrows.runtime.errors import BundleError, BundleMismatchError, GoldenError, ModelNotFoundError
+from narrows.runtime.frame import Limits
+from narrows.runtime.manifest import Half
+from narrows.runtime.session import SessionOptions
+from narrows.server.repository import Repository, load_repository
+
+
+def load(path: Path, limits: Limits | None = None) -> Repository:
+    return load_repository(path, limits or Limits(), SessionOptions(threads=1))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NARROWS_CACHE", str(tmp_path / "cache"))
+
+
+def test_folders_archives_and_a_single_bundle(tmp_path: Path) -> None:
+    folder = tmp_path / "bundles"
+    one = make_bundle(folder / "one", "one")
+    make_bundle(tmp_path / "two", "two", seed=1).write_archive(folder / "two.zip", *Half)
+    (folder / "notes").mkdir()
+    assert {model.name for model in load(folder)} == {"one", "two"}
+    assert all(model.has_head for model in load(folder))
+    assert [model.digest for model in load(folder / "one")] == [one.digest]
+
+
+def test_the_highest_version_of_a_name_is_current_and_others_are_found_by_digest(tmp_path: Path) -> None:
+    digests = {name: make_bundle(tmp_path / "b" / name, "net", seed).digest for seed, name in enumerate(["v9", "v10"])}
+    repository = load(tmp_path / "b")
+    assert [model.digest for model in repository.current()] == [digests["v10"]]
+    assert repository.find("net").digest == digests["v10"]
+    assert repository.find("net", digests["v9"]).digest == digests["v9"]
+
+
+def test_what_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b" / "net", "net")
+    repository = load(tmp_path / "b")
+    with pytest.raises(ModelNotFoundError, match=r"'other'.*there are net"):
+        repository.find("other")
+    with pytest.raises(BundleMismatchError, match=f"{'0' * 64}.*{bundle.digest}"):
+        repository.find("net", "0" * 64)
+
+
+def test_a_bad_bundle_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_bundle(tmp_path / "good", "good")
+    for name, file in (("bad-tail", "tail.onnx"), ("bad-head", "head.onnx")):
+        broken = make_bundle(tmp_path / name, name).file(file)
+        broken.write_bytes(broken.read_bytes()[:-1] + b"?")
+    (tmp_path / "bad.zip").write_bytes(b"PK no archive")
+    assert [model.name for model in load(tmp_path)] == ["good"]
+    assert all(name in caplog.text for name in ("bad-tail", "bad-head", "bad.zip"))
+    with pytest.raises(BundleError, match=r"tail\.onnx"):
+        load(tmp_path / "bad-tail")
+
+
+def test_nothing_to_serve_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="neither"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match="no bundle"):
+        load(tmp_path)
+
+
+def test_a_bundle_over_the_caps_is_refused(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "net")
+    with pytest.raises(BundleError, match="symbols"):
+        load(tmp_path / "net", Limits(max_elements=100))
+
+
+def test_the_servers_half_alone_is_served_without_heads(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "whole")
+    make_bundle(tmp_path / "whole").write_archive(tmp_path / "half.zip", Half.SERVER)
+    assert [model.has_head for model in load(tmp_path / "half.zip")] == [False]
+    half = shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    for name, _ in list(Bundle.open(half).members(Half.DEVICE)):
+        (half / name).unlink()
+    assert [model.has_head for model in load(half)] == [False]
+
+
+def test_a_tail_that_answers_otherwise_than_its_golden_vectors_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bundle(tmp_path / "net")
+    monkeypatch.setattr("narrows.runtime.halves.OUTPUT_TOLERANCE", -1.0)  # no machine that differs is at hand
+    with pytest.raises(GoldenError):
+        load(tmp_path / "net")
