@@ -103,7 +103,7 @@ def cut_model(
         preprocess: what `preprocess.parse` takes; None for a model that takes raw tensors.
         labels: class names, or a file with one a line.
         quantiser: the ladder of qualities; None lets the tensors cross as they are.
-        name: what the bundle's model is called; the model's own name when None.
+        name: what devices ask a server for; the name of the output's folder when None.
         frames: at most so many calibration frames.
         progress: told of every step.
 
@@ -126,7 +126,7 @@ def cut_model(
         return writer.finish(
             Manifest(
                 schema=SCHEMA,
-                name=bundle_name(name or loaded.name),
+                name=bundle_name(name or Path(output).name),
                 made_by=_made_by(),
                 batched=plan.graph.batched,
                 inputs=tuple(plan.inputs),
