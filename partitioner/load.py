@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 
 from ..runtime.errors import MissingDependencyError, ModelError
