@@ -84,7 +84,7 @@ def cuts(
 @app.command()
 def cut(
     model: Annotated[str, typer.Argument(help="An ONNX file, or package.module:callable that gives a torch module.")],
-    at: Annotated[str, typer.Option("--at", help="The tensor to cut at, as `narrows cuts` names it.")],
+    at: Annotated[str, typer.Option(help="The tensor to cut at, as `narrows cuts` names it.")],
     calibrate: Annotated[Path, typer.Option(help="A folder of pictures, or an .npz or .npy of inputs.")],
     output_path: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder, to be made.")],
     preprocess: Annotated[
@@ -103,17 +103,17 @@ def cut(
     """
     _need("partition", "torch", "onnx", "onnx_ir")
     from . import output
-    from .partitioner import cut_model
+    from .partitioner import Quantiser, cut_model
 
-    with output.progress("cutting") as step:
+    with output.progress() as step:
         bundle = cut_model(
             model,
-            at=at,
+            at,
+            output=output_path,
             calibrate=calibrate,
             preprocess=preprocess,
-            labels=labels,
-            output=output_path,
-            quantise=not no_quantiser,
+            labels=labels or (),
+            quantiser=None if no_quantiser else Quantiser(),
             name=name,
             progress=step,
         )
@@ -217,7 +217,7 @@ def demo(
     from . import demo as digits
     from . import output
 
-    with output.progress("demo") as step:
+    with output.progress() as step:
         report = digits.run(fresh=fresh, progress=step)
     output.demo(report, as_json=as_json)
 

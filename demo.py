@@ -24,8 +24,8 @@ from .runtime.errors import ServerUnavailableError
 from .runtime.link import wire_bytes
 from .runtime.session import open_session
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done and how much of the whole is done, 0…1."""
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, steps done, steps in all)."""
 
 _CALIBRATION_FRAMES = 128
 _JPEG_QUALITIES = (90, 50)
@@ -88,11 +88,11 @@ def run(*, fresh: bool, progress: Progress) -> Report:
     outcomes: list[dict[str, Any]] = []
     with _server(folder / "bundles") as address:
         for quality in reversed(range(len(cut.qualities))):
-            progress(f"streaming {len(truth)} digits at quality {quality}", 1 - (quality + 1) / len(cut.qualities) / 2)
             answers = _stream(bundle.root, address, folder / "digits", quality)
             outcomes = outcomes or answers
             right = np.mean([answer["top"][0]["index"] == truth[Path(answer["source"]).name] for answer in answers])
             sent = np.mean([answer["wire_bytes"] for answer in answers])
+            progress("streaming", len(cut.qualities) - quality, len(cut.qualities))
             ways.append(
                 Way(f"split, quality {quality} ({cut.qualities[quality].bits:g} bits)", float(right), float(sent))
             )
@@ -114,7 +114,7 @@ def _prepare(folder: Path, progress: Progress) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     data = digits.load_digits()
-    model = digits.train(data, progress=lambda done, total: progress("training a classifier", 0.4 * done / total))
+    model = digits.train(data, progress=lambda done, total: progress("training", done, total))
     path = folder / "digits.onnx"
     digits.export(model, str(path))
     pictures = folder / "digits"
@@ -128,13 +128,13 @@ def _prepare(folder: Path, progress: Progress) -> None:
     calibration.mkdir(exist_ok=True)
     for i, picture in enumerate(data.train_x[:_CALIBRATION_FRAMES]):
         Image.fromarray(picture).save(calibration / f"{i:03d}.png")
-    progress("cutting", 0.42)
     cut_model(
         str(path),
-        at=list_cuts(str(path))[0].name,
+        list_cuts(str(path))[0].name,
         calibrate=calibration,
         preprocess=f"size={digits.SIZE},mean={digits.MEAN},std={digits.STD}",
         output=folder / "bundles" / "digits",
+        progress=progress,
     )
     (folder / "done").touch()
 

@@ -24,7 +24,8 @@ _MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
 
 
 def _out() -> Console:
-    return Console(highlight=False)
+    # Where nobody's window sets a width, names stay whole: the lines are for a file or another program.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def _err() -> Console:
@@ -44,9 +45,9 @@ def _table(title: str | None, *columns: str) -> Table:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal, nothing elsewhere. Yields what takes (what is being done, share of the whole 0…1)."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a stage on a terminal, nothing elsewhere. Yields what takes (stage, steps done, steps in all)."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -55,9 +56,15 @@ def progress(title: str) -> Iterator[Callable[[str, float], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_err(), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task(title, total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)
+    with Progress(*columns, console=_err(), disable=not sys.stderr.isatty()) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def step(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield step
 
 
 def findings(found: Sequence[Finding], *, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from narrows.partitioner import CutPoint, cut_model, list_cuts
+from narrows.partitioner import CutPoint, Quantiser, cut_model, list_cuts
 from narrows.runtime.bundle import Bundle
 from rich.console import Console
 from rich.table import Table
@@ -83,11 +83,11 @@ class Subject:
             self.write_pictures(pictures, calibration)
         return cut_model(
             str(self.path),
-            at=self.cut_in_first_half().name,
+            self.cut_in_first_half().name,
             calibrate=pictures,
             preprocess=self.preprocess,
             output=folder / "bundles" / (self.name if quantise else f"{self.name}-float"),
-            quantise=quantise,
+            quantiser=Quantiser() if quantise else None,
         )
 
 

@@ -48,17 +48,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-Progress = Callable[[str, float], None]
-"""Called with what is being done, and the share of the whole that is done, 0…1."""
-
-_STAGES = {
-    "reading the graph": (0.0, 0.05),
-    "proving the cut": (0.05, 0.2),
-    "calibrating: ranges": (0.2, 0.35),
-    "calibrating: steps": (0.35, 0.5),
-    "measuring the qualities": (0.5, 1.0),
-}
-"""Where each stage begins and ends in the whole."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
 
 DEFAULT_QUANTISER = Quantiser()
 _GROUP = 8
@@ -97,8 +88,7 @@ def cut_model(
     calibrate: Calibration | None = None,
     preprocess: str | Preprocess | None = None,
     labels: str | Path | Sequence[str] | None = None,
-    quantise: bool = True,
-    quantiser: Quantiser = DEFAULT_QUANTISER,
+    quantiser: Quantiser | None = DEFAULT_QUANTISER,
     name: str | None = None,
     frames: int = DEFAULT_FRAMES,
     progress: Progress | None = None,
@@ -112,9 +102,8 @@ def cut_model(
         calibrate: what `read_frames` takes. Without it nothing can be quantised, and the proof runs on noise.
         preprocess: what `preprocess.parse` takes; None for a model that takes raw tensors.
         labels: class names, or a file with one a line.
-        quantise: False lets the tensors of the cut cross as they are.
-        quantiser: the ladder of qualities.
-        name: what the bundle's model is called; the output folder's name when None.
+        quantiser: the ladder of qualities; None lets the tensors cross as they are.
+        name: what devices ask a server for; the name of the output's folder when None.
         frames: at most so many calibration frames.
         progress: told of every step.
 
@@ -124,7 +113,7 @@ def cut_model(
         UsageError: options that contradict each other or the model.
         BundleError: something else is at `output`.
     """
-    job = _Job(progress, quantiser if quantise else None)
+    job = _Job(progress or (lambda _stage, _done, _total: None), quantiser)
     loaded = load(model)
     wanted = parse(preprocess, loaded)
     if wanted is not None:
@@ -177,14 +166,8 @@ class _Plan:
 class _Job:
     """The steps of `cut_model`."""
 
-    listener: Progress | None
+    progress: Progress
     quantiser: Quantiser | None
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Tell the listener how far a stage has come."""
-        if self.listener is not None:
-            start, end = _STAGES[stage]
-            self.listener(stage, start + (end - start) * done / max(1, total))
 
     def plan(
         self,

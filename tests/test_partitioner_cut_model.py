@@ -107,7 +107,7 @@ def test_both_ends_take_the_bundle_and_frames_of_all_qualities_share_a_batch(bun
 
 
 def test_without_the_quantiser_the_tensors_cross_as_they_are(net: Path, tmp_path: Path) -> None:
-    made = cut_model(net, "c2+r0", output=tmp_path / "b", quantise=False)
+    made = cut_model(net, "c2+r0", output=tmp_path / "b", quantiser=None)
     (cut,) = made.manifest.cuts
     assert [tensor.symbols.dtype for tensor in cut.crossing] == ["float32", "float32"]
     assert cut.quality_input is None
@@ -277,7 +277,7 @@ def test_a_torch_module_is_exported_with_an_open_batch(tmp_path: Path) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns of its own insides
-        made = cut_model(model, output=tmp_path / "b", quantise=False)
+        made = cut_model(model, output=tmp_path / "b", quantiser=None)
     assert made.manifest.batched
 
 
