@@ -25,6 +25,8 @@ from .shapes import TensorInfo, numpy_name
 
 logger = logging.getLogger(__name__)
 
+_CLAMPS = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax"})
+
 MAX_CUTS = 50_000
 MAX_STEPS = 400_000
 """Of the search. Two towers of a thousand nodes each have a million cuts between them; nobody reads those."""
@@ -370,24 +372,35 @@ def list_points(graph: Graph, max_tensors: int = 1) -> list[CutPoint]:
     def score(point: CutPoint) -> float:
         return point.symbol_bytes / input_elements + point.head_flops / total_flops
 
-    best = _pareto(points)
+    best = _pareto(points, [_clamping_flops(graph, point) for point in points])
     points = [replace(point, pareto=i in best) for i, point in enumerate(points)]
     return sorted(points, key=lambda point: (not point.pareto, score(point), point.raw_bytes, point.depth, point.name))
 
 
-def _pareto(points: Sequence[CutPoint]) -> set[int]:
+def _clamping_flops(graph: Graph, point: CutPoint) -> int:
+    """Work of the activations that end a cut's head by throwing away what is below zero."""
+    makers = (graph.producer.get(tensor.name) for tensor in point.tensors)
+    return sum(graph.flops[i] for i in makers if i is not None and graph.nodes[i].op_type in _CLAMPS)
+
+
+def _pareto(points: Sequence[CutPoint], clamping: Sequence[int]) -> set[int]:
+    """Indices of the points that no other beats.
+
+    A clamp counts as no work, and wins the tie with what it clamps: behind it half of the values are zero and the
+    quantiser has its steps for the other half alone.
+    """
     best: set[int] = set()
     fewest = math.inf
-    for i in sorted(range(len(points)), key=lambda i: _cost(points[i])):
+    for i in sorted(range(len(points)), key=lambda i: _cost(points[i], clamping[i])):
         if points[i].symbol_bytes < fewest:
             fewest = points[i].symbol_bytes
             best.add(i)
     return best
 
 
-def _cost(point: CutPoint) -> tuple[int, int, int]:
+def _cost(point: CutPoint, clamping: int) -> tuple[int, int, int, int]:
     """Work before the cut, then bytes; among equals a tensor of integers comes first, for it needs no quantiser."""
-    return point.head_flops, point.symbol_bytes, point.raw_bytes
+    return point.head_flops - clamping, point.symbol_bytes, point.raw_bytes, -clamping
 
 
 class Pricer:
