@@ -10,7 +10,7 @@ and `decode` are all that a frame costs.
     assert np.array_equal(bound.decode(payload), symbols)
 """
 
-from .base import BoundCoder, Coder, SymbolSpec
+from .base import BoundCoder, Coder, Symbols, SymbolSpec
 from .context import kernel_status
 from .registry import best_common, by_label, by_number, labels
 from .training import TrainingOptions, train_table
@@ -19,6 +19,7 @@ __all__ = [
     "BoundCoder",
     "Coder",
     "SymbolSpec",
+    "Symbols",
     "TrainingOptions",
     "best_common",
     "by_label",

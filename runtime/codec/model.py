@@ -38,7 +38,7 @@ _TWO_STATES_FROM = 16_384
 _STORED_BITS = 6
 """Fraction bits of a stored weight; weights of a four-neighbour sum have two more."""
 
-_HEADER = struct.Struct("<BBBBBBBHIII")
+_HEADER = struct.Struct("<BBBBBBBHII")
 _VERSION = 1
 _MAX_TABLE_BYTES = 1 << 24
 _MAX_REFS, _MAX_CONTEXTS = 8, 1 << 15
@@ -69,7 +69,7 @@ class Geometry:
 
     @property
     def bits(self) -> int:
-        return max(1, (self.levels - 1).bit_length())
+        return max(1, (int(self.levels) - 1).bit_length())
 
     @property
     def wide(self) -> bool:
@@ -290,7 +290,6 @@ def pack(geometry: Geometry, table: Table) -> bytes:
         table.centre,
         geometry.channels,
         geometry.levels,
-        geometry.rows * geometry.cols,
     )
     # Column by column, so that like stands beside like for zstandard.
     body = b"".join(np.asarray(getattr(table, name), dtype).T.tobytes() for name, dtype in _FIELDS)
@@ -308,13 +307,14 @@ def unpack(geometry: Geometry, stored: bytes | memoryview) -> Table:
             f"a coder table has at least {_HEADER.size} bytes, this one {len(stored)}; rebuild the bundle"
         )
     header = _HEADER.unpack(stored[: _HEADER.size])
-    version, slowest, refs, bins, textures, classes, subs, centre, channels, levels, area = header
+    version, slowest, refs, bins, textures, classes, subs, centre, channels, levels = header
     if version != _VERSION:
         raise BundleError(f"coder table of version {version}, this release reads {_VERSION}; rebuild the bundle")
-    if (channels, levels, area) != (geometry.channels, geometry.levels, geometry.rows * geometry.cols):
+    # Rows and columns may differ: a table serves every size of an open axis.
+    if (channels, levels) != (geometry.channels, geometry.levels):
         raise BundleError(
-            f"the coder table was made for {channels} channels of {area} symbols below {levels}, the tensor has "
-            f"{geometry.channels} of {geometry.rows * geometry.cols} below {geometry.levels}; rebuild the bundle"
+            f"the coder table was made for {channels} channels of symbols below {levels}, the tensor has "
+            f"{geometry.channels} below {geometry.levels}; rebuild the bundle"
         )
     if not (min(bins, textures, classes, subs) >= 1 and refs <= _MAX_REFS and slowest in (0, 4, 5, 6, 7)):
         raise BundleError("the coder table's header is damaged; rebuild the bundle")

@@ -1,0 +1,99 @@
+"""What this installation can do, found by trying: `narrows doctor`."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .runtime.bundle import cache_folder
+from .runtime.codec import SymbolSpec, by_label, labels
+from .runtime.errors import NarrowsError
+from .runtime.session import SessionOptions, open_session, runtime
+
+# y = x + x over float32 [2]: 65 bytes that show whether ONNX Runtime runs at all.
+_GRAPH = base64.b64decode("CAcSADo1Cg4KAXgKAXgSAXkiA0FkZBIBZ1oPCgF4EgoKCAgBEgQKAggCYg8KAXkSCgoICAESBAoCCAJCBAoAEA0=")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried."""
+
+    what: str
+    ok: bool | None
+    """None for a plain fact, and for what is optional and absent."""
+    found: str
+    advice: str = ""
+    """What to do where it is not ok."""
+
+
+def examine() -> Iterator[Finding]:
+    """Try everything, one after the other."""
+    yield Finding("python", None, f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")
+    yield Finding(
+        "narrows", None, importlib.metadata.version("narrows") if _installed("narrows") else "from a checkout"
+    )
+    yield _try("onnx runtime", _run_a_graph, "install onnxruntime, or the wheel that fits your board")
+    for label in labels():
+        yield _try(f"coder {label}", lambda label=label: _round_trip(label), "reinstall narrows")  # type: ignore[misc]
+    yield _try("grpc", lambda: importlib.import_module("grpc").__version__, "pip install grpcio")
+    yield _try("cache", _write_to_cache, "set NARROWS_CACHE to a folder that can be written to")
+    yield _extra("pictures", "PIL", "pip install pillow")
+    yield _extra("video and cameras", "cv2", "pip install 'narrows[video]'")
+    yield _extra("server", "grpc_health", "pip install 'narrows[server]'")
+    yield _extra("partitioner: torch", "torch", "pip install 'narrows[partition]'")
+    yield _extra("partitioner: onnx", "onnx", "pip install 'narrows[partition]'")
+
+
+def _try(what: str, attempt: Callable[[], str], advice: str) -> Finding:
+    try:
+        return Finding(what, True, attempt())
+    except (NarrowsError, ImportError, OSError, AssertionError) as error:
+        return Finding(what, False, str(error), advice)
+
+
+def _extra(what: str, module: str, install: str) -> Finding:
+    if importlib.util.find_spec(module) is None:
+        return Finding(what, None, "not installed", install)
+    return Finding(what, True, "installed")
+
+
+def _run_a_graph() -> str:
+    ort = runtime()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.onnx"
+        path.write_bytes(_GRAPH)
+        (y,) = open_session(path, SessionOptions()).run(None, {"x": np.array([1, 2], np.float32)})
+    assert y.tolist() == [2, 4], "ONNX Runtime cannot add"
+    return f"{ort.__version__}, {', '.join(ort.get_available_providers())}"
+
+
+def _round_trip(label: str) -> str:
+    symbols = np.random.default_rng(0).binomial(15, 0.2, (16, 8, 8)).astype(np.uint8)
+    bound = by_label(label).bind(SymbolSpec(symbols.shape, symbols.dtype, levels=16, channel_axis=0))
+    payload = bound.encode(symbols)
+    assert np.array_equal(bound.decode(payload), symbols), "what was decoded is not what was coded"
+    return f"{symbols.size} symbols in {len(payload)} bytes and back"
+
+
+def _write_to_cache() -> str:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        return str(folder)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

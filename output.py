@@ -1,0 +1,216 @@
+"""How the command line shows things: tables for people, JSON for programs, progress on a terminal only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .demo import Report
+    from .device import Outcome
+    from .doctor import Finding
+    from .partitioner import CutPoint
+    from .runtime.bundle import Bundle
+
+_MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
+
+
+def _out() -> Console:
+    # Where nobody's window sets a width, names stay whole: the lines are for a file or another program.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=str), flush=True)
+
+
+def _table(title: str | None, *columns: str) -> Table:
+    """The first column is a name, the rest are figures."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    return table
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a stage on a terminal, nothing elsewhere. Yields what takes (stage, steps done, steps in all)."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_err(), disable=not sys.stderr.isatty()) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def step(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield step
+
+
+def findings(found: Sequence[Finding], *, as_json: bool) -> None:
+    """What `narrows doctor` found."""
+    if as_json:
+        _print_json([asdict(finding) for finding in found])
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for finding in found:
+        lacking = finding.ok is False or (finding.ok is None and finding.advice)
+        advice = f"→ {finding.advice}" if lacking else ""
+        table.add_row(finding.what, _MARKS[finding.ok], escape(finding.found), escape(advice))
+    _out().print(table)
+
+
+def cuts(found: Sequence[CutPoint], *, show_all: bool, as_json: bool) -> None:
+    """What `narrows cuts` found."""
+    shown = [cut for cut in found if show_all or cut.pareto]
+    if as_json:
+        _print_json([asdict(cut) | {"name": cut.name, "raw_bytes": cut.raw_bytes} for cut in shown])
+        return
+    table = _table(None, "cut at", "shape", "8-bit bytes", "uncoded bytes", "head FLOPs", "head parameters", "depth")
+    for cut in shown:
+        flops = cut.head_flops / max(1, cut.head_flops + cut.tail_flops)
+        shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in cut.tensors)
+        table.add_row(
+            escape(cut.name),
+            shapes,
+            f"{cut.symbol_bytes:,}",
+            f"{cut.raw_bytes:,}",
+            f"{flops:.1%}",
+            f"{cut.head_params:,}",
+            str(cut.depth),
+        )
+    _out().print(table)
+    if len(shown) < len(found):
+        _out().print(f"{len(found) - len(shown)} more have another with fewer bytes and less work before it: --all")
+
+
+def bundle(made: Bundle, *, as_json: bool) -> None:
+    """What `narrows cut` made."""
+    manifest = made.manifest
+    if as_json:
+        cuts = [{"name": cut.name, "qualities": [asdict(q) for q in cut.qualities]} for cut in manifest.cuts]
+        _print_json({"bundle": str(made.root), "digest": made.digest, "name": manifest.name, "cuts": cuts})
+        return
+    for cut in manifest.cuts:
+        shapes = ", ".join("×".join("?" if d is None else str(d) for d in t.symbols.shape) for t in cut.crossing)
+        table = _table(f"{cut.name}  [{shapes}]", "quality", "bits", "payload, bytes", "same answer", "max deviation")
+        for i, quality in enumerate(cut.qualities):
+            agreement = "" if quality.agreement is None else f"{quality.agreement:.1%}"
+            table.add_row(
+                str(i),
+                f"{quality.bits:.3g}",
+                f"{quality.payload_bytes:,.0f}",
+                agreement,
+                f"{quality.max_deviation:.3g}",
+            )
+        _out().print(table)
+    _out().print(f"{made.root}  {made.digest[:12]}")
+
+
+def listening(address: str, *, as_json: bool) -> None:
+    """That the server is up; a program that started it reads this line."""
+    if as_json:
+        _print_json({"address": address})
+    else:
+        _out().print(f"listening on {address}; Ctrl-C or SIGTERM drains")
+
+
+@contextmanager
+def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
+    """Print outcomes as they come; on a terminal with a bar that counts them, and a summary at the end."""
+    if as_json:
+        yield lambda outcome: _print_json(outcome.to_json())
+        return
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    summary = _Summary()
+    # One console for bar and lines where both are on a terminal, or they would write over each other.
+    bar_console = _out() if sys.stdout.isatty() else _err()
+    line_console = bar_console if sys.stdout.isatty() else _out()
+    columns = (SpinnerColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeElapsedColumn())
+    with Progress(*columns, console=bar_console, disable=not bar_console.is_terminal, transient=True) as bar:
+        task = bar.add_task("frames", total=None)
+
+        def show(outcome: Outcome) -> None:
+            summary.add(outcome)
+            line_console.print(_line(outcome), markup=False, soft_wrap=True)
+            bar.advance(task)
+
+        yield show
+    summary.print()
+
+
+def _line(outcome: Outcome) -> str:
+    if outcome.error is not None:
+        return f"{outcome.source}  {outcome.outcome}: {outcome.error}"
+    best = outcome.top[0] if outcome.top else None
+    answer = f"{best.label or best.index} {best.score:.2f}" if best else ", ".join(outcome.outputs)
+    return f"{outcome.source}  {answer}  {outcome.wire_bytes:,} bytes  {outcome.ms['total']:.1f} ms"
+
+
+class _Summary:
+    """Bytes and durations of the last frames; of no more than that, for a camera never ends."""
+
+    _LAST = 10_000
+
+    def __init__(self) -> None:
+        self._answered = self._failed = 0
+        self._columns: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=self._LAST))
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            self._failed += 1
+            return
+        self._answered += 1
+        self._columns["bytes on the wire"].append(float(outcome.wire_bytes))
+        for stage, duration_ms in outcome.ms.items():
+            self._columns[f"{stage}, ms"].append(duration_ms)
+
+    def print(self) -> None:
+        import numpy as np
+
+        table = _table(f"{self._answered} frames answered, {self._failed} failed", "", "p50", "p95")
+        for name, values in self._columns.items():
+            low, high = np.percentile(values, (50, 95))
+            table.add_row(name, f"{low:,.2f}", f"{high:,.2f}")
+        _err().print(table)
+
+
+def demo(report: Report, *, as_json: bool) -> None:
+    """What the demo found."""
+    if as_json:
+        _print_json(asdict(report))
+        return
+    shape = "×".join(map(str, report.symbols))
+    table = _table(f"{report.frames} digits, cut at {report.cut} ({shape})", "way", "right", "bytes a frame", "of PNG")
+    png = report.ways[0].wire_bytes
+    for way in report.ways:
+        table.add_row(way.name, f"{way.accuracy:.1%}", f"{way.wire_bytes:,.0f}", f"{way.wire_bytes / png:.0%}")
+    stages = _table("\nwhere the time goes, one frame at a time, 8 bits", "stage", "p50, ms", "p95, ms")
+    for stage in report.stages:
+        stages.add_row(stage.name, f"{stage.p50_ms:.2f}", f"{stage.p95_ms:.2f}")
+    console = _out()
+    console.print(table)
+    console.print(stages)
+    console.print(f"\nthe bundle: {report.bundle}")

@@ -1,0 +1,91 @@
+"""What comes back for a frame, and the best classes out of a classifier's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import NarrowsError, UsageError
+from .manifest import Manifest, OutputSpec
+
+Array = NDArray[Any]
+
+DEFAULT_TOP = 5
+
+
+class Form(StrEnum):
+    """How much of the outputs a device wants back."""
+
+    TENSORS = "tensors"
+    TOP = "top"
+    """The best classes alone; a model that is no classifier answers with tensors all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The form of answer that a device asks for."""
+
+    form: Form = Form.TENSORS
+    top: int = DEFAULT_TOP
+    """How many classes."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top <= 1000:
+            raise UsageError(f"between 1 and 1000 best classes can be asked for, not {self.top}")
+
+
+@dataclass(frozen=True, slots=True)
+class TopClass:
+    """One of a classifier's best classes."""
+
+    index: int
+    score: float
+    """A probability for `logits` and `probabilities`, the model's own number for `scores`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTiming:
+    """Durations on the server, in milliseconds."""
+
+    queue_ms: float = 0.0
+    decode_ms: float = 0.0
+    tail_ms: float = 0.0
+    batch: int = 0
+    """Frames that shared the tail's run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A server's word on one frame."""
+
+    id: int
+    outputs: dict[str, Array] = field(default_factory=dict)
+    """Without batch axes; empty when the best classes alone were asked for."""
+    top: tuple[TopClass, ...] = ()
+    error: NarrowsError | None = None
+    timing: ServerTiming = field(default_factory=ServerTiming)
+
+
+def classifier(manifest: Manifest) -> OutputSpec | None:
+    """The output that holds a class for the frame: the first whose kind says so."""
+    return next((output for output in manifest.outputs if output.kind != "tensor"), None)
+
+
+def best_classes(output: Array, kind: str, count: int) -> tuple[TopClass, ...]:
+    """The best classes of one frame, best first; equal scores in the order of their index.
+
+    Args:
+        output: scores of the classes, any shape; taken flat.
+        kind: `OutputSpec.kind`.
+        count: how many, at most.
+    """
+    scores = output.reshape(-1).astype(np.float64)
+    if kind == "logits":
+        scores = np.exp(scores - scores.max(initial=-np.inf))
+        scores /= scores.sum()
+    order = np.argsort(-scores, kind="stable")[:count]
+    return tuple(TopClass(int(i), float(scores[i])) for i in order)

@@ -1,0 +1,202 @@
+"""A cut's two graphs, ready to run, and proven on this machine against the bundle's golden vectors."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .codec import Symbols
+from .errors import BundleError, GoldenError, ShapeError
+from .manifest import Cut, TensorSpec
+from .session import SessionOptions, graph_errors, open_session
+
+Array = NDArray[Any]
+
+# Another processor or execution provider may round a value at the edge between two symbols the other way. One symbol in
+# a hundred off by one level is that; more is another graph, or hardware that cannot be trusted with this one.
+SYMBOL_SHARE = 0.01
+SYMBOL_DISTANCE = 1
+OUTPUT_TOLERANCE = 0.01
+"""Of the largest absolute value of an output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a head makes of one frame; no array has a batch axis."""
+
+    symbols: tuple[Symbols, ...]
+    """In the order of `Cut.crossing`."""
+    outputs: dict[str, Array]
+    """The model outputs that the head has already."""
+
+
+class Head:
+    """The device's graph of one cut."""
+
+    def __init__(self, bundle: Bundle, cut: Cut, options: SessionOptions | None = None, *, golden: bool = True) -> None:
+        """Load the graph and try it on the golden frame.
+
+        Raises:
+            BundleError: ONNX Runtime refuses the graph.
+            GoldenError: this machine does not make the symbols that the bundle was made with.
+        """
+        self.cut = cut
+        self._batched = bundle.manifest.batched
+        self._specs = [spec for spec in bundle.manifest.inputs if spec.name in cut.head_inputs]
+        self._session = open_session(bundle.file(cut.head), options)
+        self._names = [*(tensor.symbols.name for tensor in cut.crossing), *cut.head_outputs]
+        if golden:
+            self._check_golden(bundle)
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """What `run` takes, in order."""
+        return self._specs
+
+    def run(self, inputs: Sequence[Array], quality: int = 0) -> Features:
+        """Run one frame.
+
+        Args:
+            inputs: one array per spec of `inputs`, of its shape and dtype, without a batch axis.
+            quality: index into `cut.qualities`.
+
+        Raises:
+            ShapeError: an input does not fit.
+            QualityError: no such quality.
+        """
+        self.cut.check_quality(quality)
+        feed: dict[str, Array] = {}
+        for spec, array in zip(self._specs, inputs, strict=True):
+            check_tensor(spec, array)
+            feed[spec.name] = array[None] if self._batched else array
+        if self.cut.quality_input is not None:
+            feed[self.cut.quality_input] = np.array([quality], np.int32)
+        results = self._session.run(self._names, feed)
+        arrays = [result[0] if self._batched else result for result in results]
+        count = len(self.cut.crossing)
+        return Features(tuple(arrays[:count]), dict(zip(self.cut.head_outputs, arrays[count:], strict=True)))
+
+    def _check_golden(self, bundle: Bundle) -> None:
+        golden = load_arrays(bundle, self.cut.golden_head)
+        inputs = [golden[f"input/{i}"] for i in range(len(self._specs))]
+        for quality in range(len(self.cut.qualities)):
+            for i, made in enumerate(self.run(inputs, quality).symbols):
+                _compare_symbols(made, golden[f"symbols/{quality}/{i}"], self.cut, quality)
+
+
+class Tail:
+    """The server's graph of one cut."""
+
+    def __init__(self, bundle: Bundle, cut: Cut, options: SessionOptions | None = None, *, golden: bool = True) -> None:
+        """Load the graph and try it on the golden symbols.
+
+        Raises:
+            BundleError: ONNX Runtime refuses the graph.
+            GoldenError: this machine does not give the answers that the bundle was made with.
+        """
+        self.cut = cut
+        self.batched = bundle.manifest.batched
+        self._session = open_session(bundle.file(cut.tail), options)
+        if golden:
+            self._check_golden(bundle)
+
+    def run(self, frames: Sequence[Sequence[Symbols]], qualities: Sequence[int]) -> list[dict[str, Array]]:
+        """Run several frames as one batch, or one after the other where the model takes no batch.
+
+        Args:
+            frames: for each frame, the symbols in the order of `cut.crossing`, without a batch axis.
+            qualities: each frame's quality.
+
+        Returns:
+            For each frame, its `cut.tail_outputs` without a batch axis.
+
+        Raises:
+            ShapeError: the graph refuses the symbols.
+        """
+        if not self.batched:
+            return [self._run([*symbols], [q]) for symbols, q in zip(frames, qualities, strict=True)]
+        stacked = [np.stack(column) for column in zip(*frames, strict=True)]
+        results = self._run(stacked, qualities)
+        return [{name: array[i] for name, array in results.items()} for i in range(len(frames))]
+
+    def _run(self, arrays: list[Array], qualities: Sequence[int]) -> dict[str, Array]:
+        feed = {tensor.symbols.name: a for tensor, a in zip(self.cut.crossing, arrays, strict=True)}
+        if self.cut.quality_input is not None:
+            feed[self.cut.quality_input] = np.array(qualities, np.int32)
+        try:
+            results = self._session.run(self.cut.tail_outputs, feed)
+        except graph_errors() as error:
+            raise ShapeError(f"the tail refuses these symbols: {error}") from error
+        return dict(zip(self.cut.tail_outputs, results, strict=True))
+
+    def _check_golden(self, bundle: Bundle) -> None:
+        golden = load_arrays(bundle, self.cut.golden_tail)
+        for quality in range(len(self.cut.qualities)):
+            symbols = [golden[f"symbols/{quality}/{i}"] for i in range(len(self.cut.crossing))]
+            answer = self.run([symbols], [quality])[0]
+            for i, name in enumerate(self.cut.tail_outputs):
+                _compare_output(answer[name], golden[f"output/{quality}/{i}"], name, quality)
+
+
+def check_tensor(spec: TensorSpec, array: Array) -> None:
+    """Hold one frame's array against its spec.
+
+    Raises:
+        ShapeError: naming both.
+    """
+    fits = len(array.shape) == len(spec.shape) and all(
+        want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype != np.dtype(spec.dtype):
+        shape = "×".join("?" if d is None else str(d) for d in spec.shape)
+        found = "×".join(map(str, array.shape))
+        raise ShapeError(f"{spec.name!r} takes {spec.dtype} {shape}; {array.dtype} {found} came")
+
+
+def load_arrays(bundle: Bundle, name: str) -> dict[str, Array]:
+    """Read an `.npz` of the bundle; pickled objects are refused.
+
+    Raises:
+        BundleError: it is not one.
+    """
+    try:
+        with np.load(bundle.file(name), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{bundle.root}: {name} cannot be read ({error})") from None
+
+
+def _compare_symbols(made: Symbols, golden: Symbols, cut: Cut, quality: int) -> None:
+    if made.shape != golden.shape or made.dtype != golden.dtype:
+        raise GoldenError(
+            f"the head of {cut.name!r} makes {made.dtype} {made.shape}, not {golden.dtype} {golden.shape}"
+        )
+    if not np.issubdtype(made.dtype, np.integer):
+        _compare_output(made, golden, cut.name, quality)
+        return
+    distance = np.abs(made.astype(np.int64) - golden.astype(np.int64))
+    if distance.size and (distance.max() > SYMBOL_DISTANCE or np.mean(distance > 0) > SYMBOL_SHARE):
+        raise GoldenError(
+            f"this machine does not reproduce the head of {cut.name!r}: at quality {quality}, "
+            f"{np.count_nonzero(distance)} of {distance.size} symbols differ, by up to {distance.max()}; "
+            "try another execution provider, or cut the model on a machine like this one"
+        )
+
+
+def _compare_output(made: Array, golden: Array, name: str, quality: int) -> None:
+    if made.shape != golden.shape or made.dtype != golden.dtype:
+        raise GoldenError(f"{name!r} comes out as {made.dtype} {made.shape}, not {golden.dtype} {golden.shape}")
+    a, b = made.astype(np.float64), golden.astype(np.float64)
+    scale = float(np.max(np.abs(b), initial=0.0, where=np.isfinite(b))) or 1.0
+    worst = float(np.max(np.abs(np.nan_to_num(a) - np.nan_to_num(b)), initial=0.0))
+    if worst > OUTPUT_TOLERANCE * scale:
+        raise GoldenError(
+            f"this machine does not reproduce {name!r}: at quality {quality} it is off by {worst:.3g} "
+            f"where the largest value is {scale:.3g}; try another execution provider"
+        )

@@ -1,0 +1,258 @@
+"""What a bundle says about itself: `manifest.json` as frozen dataclasses, read from strangers without trust."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+
+from .errors import BundleError, QualityError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Half(StrEnum):
+    """Which end needs a file."""
+
+    DEVICE = "device"
+    SERVER = "server"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor that enters or leaves a graph."""
+
+    name: str
+    dtype: str
+    """NumPy's name of the element type; "bfloat16" is carried as `uint16` bits."""
+    shape: tuple[Count | None, ...]
+    """One frame's shape: without the batch axis where the manifest says `batched`. None where a dimension is open."""
+
+    def __post_init__(self) -> None:
+        if self.dtype != "bfloat16":
+            np.dtype(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class TableRef:
+    """Where in `tables.bin` a coder's table stands."""
+
+    coder: str
+    """Label of the coder that it was made for, such as "context/1"."""
+    offset: Count
+    size: Count
+
+
+@dataclass(frozen=True, slots=True)
+class CrossingTensor:
+    """One tensor of a cut, as it crosses the link."""
+
+    name: str
+    """The tensor's name in the uncut model."""
+    symbols: TensorSpec
+    """What the head puts out and the tail takes in: `uint8` or `uint16` symbols, or the tensor as it is."""
+    levels: tuple[Annotated[int, msgspec.Meta(ge=1, le=1 << 16)], ...] = ()
+    """Size of the alphabet at each quality. Empty for a tensor that crosses as it is."""
+    channel_axis: Count | None = None
+    """Axis of `symbols.shape` that the quantiser steps run along; None for one step per tensor."""
+    tables: tuple[TableRef | None, ...] = ()
+    """The coder's table at each quality; empty where none was calibrated."""
+
+    @property
+    def quantised(self) -> bool:
+        """Whether symbols cross the link, and not the tensor as it is."""
+        return bool(self.levels)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """One rung of the ladder, as measured on the calibration data when the bundle was made."""
+
+    bits: float
+    """Nominal bits of one symbol."""
+    payload_bytes: float
+    """Mean payload of one frame."""
+    max_deviation: float
+    """Largest |split - whole| over all outputs."""
+    mean_deviation: float
+    """Mean |split - whole| over all outputs."""
+    agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """Share of the calibration data on which split and whole have the same best class; None for no classifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A way to split the model: two graphs and what crosses between them."""
+
+    name: str
+    head: str
+    """File name of the head's graph."""
+    tail: str
+    """File name of the tail's graph."""
+    crossing: tuple[CrossingTensor, ...]
+    """In the order of the head's outputs and the tail's inputs."""
+    qualities: tuple[Quality, ...]
+    """0 is the smallest payload. A cut without a quantiser has one."""
+    quality_input: str | None
+    """Name of the `int32` `[batch]` input of both graphs; None where nothing is quantised."""
+    head_inputs: tuple[str, ...]
+    """The model inputs that the head takes, in order."""
+    head_outputs: tuple[str, ...]
+    """The model outputs that the head has already: they stay on the device."""
+    tail_outputs: tuple[str, ...]
+    """The model outputs that the tail answers with."""
+    golden_head: str
+    golden_tail: str
+    symbols_exact: bool = True
+    """Without the quantiser, tail(head(x)) was bit for bit model(x) on the machine that cut it."""
+
+    def check_quality(self, quality: int) -> None:
+        """Refuse a quality that this cut does not have.
+
+        Raises:
+            QualityError: naming the range.
+        """
+        if not 0 <= quality < len(self.qualities):
+            raise QualityError(f"quality {quality} is unknown; cut {self.name!r} has 0…{len(self.qualities) - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a picture becomes the model's input.
+
+    The first group happens on the device before the head (a camera set to the right size needs none of it), the second
+    inside the head's graph.
+    """
+
+    height: Annotated[int, msgspec.Meta(ge=1)]
+    width: Annotated[int, msgspec.Meta(ge=1)]
+    fit: Literal["crop", "stretch", "pad"] = "crop"
+    """`crop`: scale the shorter side to size / `crop`, keep the middle; `stretch`: scale both sides; `pad`: scale the
+    longer side and fill the rest, picture at the top left."""
+    crop: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    fill: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
+
+    order: Literal["rgb", "bgr"] = "rgb"
+    scale: float = 1.0
+    """Multiplied first: (byte × scale - mean) / std."""
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    layout: Literal["nchw", "nhwc"] = "nchw"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One output of the model."""
+
+    tensor: TensorSpec
+    kind: Literal["logits", "probabilities", "scores", "tensor"] = "tensor"
+    """`logits` and `probabilities` are a classifier's; `scores` are too, on a scale of their own; `tensor` is anything
+    else."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the bundle, and who needs it."""
+
+    sha256: Digest
+    size: Count
+    halves: tuple[Half, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that a bundle says about itself."""
+
+    schema: int
+    name: str
+    """The model's name: what a device asks a server for."""
+    made_by: str
+    """Program and version, and the runtime that proved the cuts."""
+    batched: bool
+    """Every tensor that crosses, and every output, has a leading batch axis of any length."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    cuts: tuple[Cut, ...]
+    files: dict[str, FileEntry]
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+    tables: str | None = None
+    """File name of the coder tables, where there are any."""
+    local: str | None = None
+    """File name of the whole model for the device, where the bundle carries it."""
+
+    def cut(self, name: str | None = None) -> tuple[int, Cut]:
+        """A cut by name, or the first: its index and itself.
+
+        Raises:
+            QualityError: no cut of that name.
+        """
+        for index, cut in enumerate(self.cuts):
+            if name is None or cut.name == name:
+                return index, cut
+        raise QualityError(f"no cut {name!r} in bundle {self.name!r}; it has {', '.join(c.name for c in self.cuts)}")
+
+
+def parse(text: bytes, where: object) -> Manifest:
+    """Read a manifest that may come from a stranger.
+
+    Raises:
+        BundleError: it is none, or of another schema, or names files that it must not.
+    """
+    try:
+        schema = msgspec.json.decode(text, type=dict[str, Any]).get("schema")
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{where}: {MANIFEST} is no JSON object ({error})") from None
+    if schema != SCHEMA:
+        raise BundleError(f"{where}: bundle schema {schema!r}; this release reads {SCHEMA}. Cut the model again")
+    try:
+        manifest = msgspec.json.decode(text, type=Manifest)
+        _check(manifest)
+    except (msgspec.ValidationError, TypeError, ValueError) as error:
+        raise BundleError(f"{where}: {MANIFEST} is not one that narrows writes ({error})") from None
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """What types alone do not say.
+
+    Raises:
+        ValueError: naming the fault.
+    """
+    for name in manifest.files:
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts or "\\" in name or name == MANIFEST or "\0" in name:
+            raise ValueError(f"the file name {name!r} is not allowed")
+    named = [f for cut in manifest.cuts for f in (cut.head, cut.tail, cut.golden_head, cut.golden_tail)]
+    for name in [*named, *filter(None, (manifest.tables, manifest.local))]:
+        if name not in manifest.files:
+            raise ValueError(f"{name!r} is used and not listed")
+    if not manifest.cuts:
+        raise ValueError("there is no cut")
+    for cut in manifest.cuts:
+        if not cut.qualities:
+            raise ValueError(f"cut {cut.name!r} has no quality")
+        for tensor in cut.crossing:
+            _check_crossing(cut, tensor)
+
+
+def _check_crossing(cut: Cut, tensor: CrossingTensor) -> None:
+    count = len(cut.qualities)
+    if tensor.levels and len(tensor.levels) != count:
+        raise ValueError(f"{tensor.name!r} has {len(tensor.levels)} alphabets for {count} qualities")
+    if tensor.tables and len(tensor.tables) != count:
+        raise ValueError(f"{tensor.name!r} has {len(tensor.tables)} tables for {count} qualities")
+    if tensor.levels and tensor.symbols.dtype not in ("uint8", "uint16"):
+        raise ValueError(f"{tensor.name!r} is quantised to {tensor.symbols.dtype}, not to uint8 or uint16")
+    if tensor.symbols.dtype == "uint8" and max(tensor.levels, default=0) > 1 << 8:
+        raise ValueError(f"{tensor.name!r} has more than 256 levels in uint8")
+    if tensor.channel_axis is not None and tensor.channel_axis >= len(tensor.symbols.shape):
+        raise ValueError(f"{tensor.name!r} has no axis {tensor.channel_axis}")

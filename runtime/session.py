@@ -1,0 +1,99 @@
+"""The one place that makes ONNX Runtime sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from .errors import BundleError, MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_OPTIMISATION = ("disabled", "basic", "extended", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How a graph is run."""
+
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    """Execution providers in order of preference; one that this installation lacks is an error, not a surprise."""
+    threads: int = 0
+    """Threads inside one operator; 0 leaves it to ONNX Runtime (one to a core)."""
+    optimisation: str = "all"
+    """Graph optimisation: `disabled`, `basic`, `extended` or `all`."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise UsageError(f"threads must be 0 or more, not {self.threads}")
+        if self.optimisation not in _OPTIMISATION:
+            raise UsageError(f"optimisation must be one of {', '.join(_OPTIMISATION)}, not {self.optimisation!r}")
+
+
+def runtime() -> ModuleType:
+    """ONNX Runtime, found by import: its distribution may be `onnxruntime`, `onnxruntime-gpu` or a board's own wheel.
+
+    Raises:
+        MissingDependencyError: there is none.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"ONNX Runtime cannot be imported ({error}); install onnxruntime, or the wheel that fits your board"
+        ) from None
+    module: ModuleType = onnxruntime
+    return module
+
+
+def open_session(path: Path, options: SessionOptions | None = None) -> ort.InferenceSession:
+    """Load a graph.
+
+    Args:
+        path: an ONNX file whose bytes have been vouched for; external data is looked for beside it.
+        options: how to run it.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the graph.
+        UsageError: an execution provider that is not there.
+    """
+    options = options or SessionOptions()
+    ort = runtime()
+    missing = set(options.providers) - set(ort.get_available_providers())
+    if missing:
+        raise UsageError(
+            f"no execution provider {', '.join(sorted(missing))} in this ONNX Runtime; "
+            f"it has {', '.join(ort.get_available_providers())}"
+        )
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    # One frame is one path through the graph: parallel branches would cost more in hand-overs than they gain.
+    settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # A spinning worker burns the core that the coder, the link or another model is waiting for.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    settings.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    )[_OPTIMISATION.index(options.optimisation)]
+    settings.log_severity_level = 3  # errors: the optimiser's warnings are no business of who runs a bundle
+    try:
+        return ort.InferenceSession(str(path), settings, providers=list(options.providers))
+    except graph_errors() as error:
+        raise BundleError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {_first_line(error)}") from None
+
+
+def graph_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a graph or an input that it refuses; its classes have no common root."""
+    state = runtime().capi.onnxruntime_pybind11_state
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    return (RuntimeError, state.RuntimeException, *(getattr(state, name) for name in names))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

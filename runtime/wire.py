@@ -1,0 +1,128 @@
+"""Between protobuf messages and the core's dataclasses: messages stop at the doors of `server/` and `device/`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..protos import split_pb2 as pb
+from .answer import DEFAULT_TOP, Array, Form, Reply, ServerTiming, TopClass, Wanted
+from .errors import FrameError, NarrowsError, OverloadedError, from_code
+from .frame import CodedTensor, Frame
+
+PROTOCOL = 1
+_MICRO = 1000.0
+_UINT32_MAX = (1 << 32) - 1
+
+
+def frame_to_wire(frame: Frame) -> pb.Frame:
+    """A frame as a message."""
+    return pb.Frame(
+        id=frame.id,
+        cut=frame.cut,
+        quality=frame.quality,
+        coder=frame.coder,
+        checksum=frame.checksum,
+        deadline_ms=min(frame.deadline_ms, _UINT32_MAX),
+        tensors=[pb.CodedTensor(payload=tensor.payload, shape=tensor.shape) for tensor in frame.tensors],
+    )
+
+
+def frame_from_wire(message: pb.Frame) -> Frame:
+    """A message as a frame; nothing in it has been believed yet.
+
+    Raises:
+        FrameError: a mode that this release does not know.
+    """
+    if message.mode != pb.MODE_SPLIT:
+        raise FrameError(f"frames of mode {message.mode} are not served here; send split frames")
+    return Frame(
+        id=message.id,
+        cut=message.cut,
+        quality=message.quality,
+        coder=message.coder,
+        checksum=message.checksum,
+        tensors=tuple(CodedTensor(tensor.payload, tuple(tensor.shape)) for tensor in message.tensors),
+        deadline_ms=message.deadline_ms,
+    )
+
+
+def wanted_to_wire(wanted: Wanted) -> pb.Answer:
+    """The form of answer as a message."""
+    return pb.Answer(form=pb.Answer.TOP if wanted.form is Form.TOP else pb.Answer.TENSORS, top=wanted.top)
+
+
+def wanted_from_wire(message: pb.Answer) -> Wanted:
+    """The form of answer that a device asked for; zero classes mean the usual five.
+
+    Raises:
+        UsageError: an absurd number of classes.
+    """
+    form = Form.TOP if message.form == pb.Answer.TOP else Form.TENSORS
+    return Wanted(form, message.top or DEFAULT_TOP)
+
+
+def reply_to_wire(reply: Reply) -> pb.Outcome:
+    """A reply as a message."""
+    timing = reply.timing
+    message = pb.Outcome(
+        id=reply.id,
+        outputs=[_tensor_to_wire(name, array) for name, array in reply.outputs.items()],
+        top=[pb.TopClass(index=best.index, score=best.score) for best in reply.top],
+        timing=pb.Timing(
+            queue_us=_micro(timing.queue_ms),
+            decode_us=_micro(timing.decode_ms),
+            tail_us=_micro(timing.tail_ms),
+            batch=timing.batch,
+        ),
+    )
+    if reply.error is not None:
+        message.error.CopyFrom(error_to_wire(reply.error))
+    return message
+
+
+def reply_from_wire(message: pb.Outcome) -> Reply:
+    """A message as a reply.
+
+    Raises:
+        FrameError: a tensor whose bytes and shape do not agree.
+    """
+    timing = message.timing
+    return Reply(
+        id=message.id,
+        outputs={tensor.name: _tensor_from_wire(tensor) for tensor in message.outputs},
+        top=tuple(TopClass(best.index, best.score) for best in message.top),
+        error=error_from_wire(message.error) if message.HasField("error") else None,
+        timing=ServerTiming(timing.queue_us / _MICRO, timing.decode_us / _MICRO, timing.tail_us / _MICRO, timing.batch),
+    )
+
+
+def error_to_wire(error: NarrowsError) -> pb.Error:
+    """An error as a message: its stable name and its public text."""
+    retry_ms = error.retry_ms if isinstance(error, OverloadedError) else 0
+    return pb.Error(code=error.code, text=str(error), retry_ms=min(retry_ms, _UINT32_MAX))
+
+
+def error_from_wire(message: pb.Error) -> NarrowsError:
+    """A message as the error that the peer raised."""
+    error = from_code(message.code, message.text)
+    if isinstance(error, OverloadedError):
+        error.retry_ms = message.retry_ms
+    return error
+
+
+def _tensor_to_wire(name: str, array: Array) -> pb.Tensor:
+    data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    return pb.Tensor(name=name, dtype=array.dtype.name, shape=array.shape, data=data)
+
+
+def _tensor_from_wire(message: pb.Tensor) -> Array:
+    try:
+        dtype = np.dtype(message.dtype)
+        array: Array = np.frombuffer(message.data, dtype.newbyteorder("<")).reshape(tuple(message.shape))
+    except (TypeError, ValueError) as error:
+        raise FrameError(f"the server's tensor {message.name!r} is damaged ({error})") from None
+    return array.astype(dtype, copy=False)
+
+
+def _micro(duration_ms: float) -> int:
+    return min(round(duration_ms * _MICRO), _UINT32_MAX)

@@ -1,0 +1,9 @@
+"""Features in, predictions out: bundles from a folder, frames from many devices, tails in ONNX Runtime."""
+
+from .app import ServerThread, serve
+from .batcher import BatchOptions
+from .clients import ClientLimits
+from .options import ServeOptions
+from .security import TlsOptions
+
+__all__ = ["BatchOptions", "ClientLimits", "ServeOptions", "ServerThread", "TlsOptions", "serve"]

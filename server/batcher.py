@@ -1,0 +1,165 @@
+"""Frames of many clients through one graph: what is queued when a worker is free becomes its next batch.
+
+Nothing waits for company. At low load a frame finds a free worker and runs alone; the busier the graph, the more frames
+gather while it runs, and the larger the next batch, up to the size that this machine was measured to run well.
+
+Overload is refused at the door. Once more is queued than can be answered within `max_wait_s`, or than a frame's own
+deadline allows, a frame is turned away with the time after which another try has a chance: what was taken in is
+answered in bounded time, and no time goes into answers that come too late.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..runtime.errors import DrainingError, OverloadedError, UsageError
+from .cost import BatchCost
+from .engine import Engine
+from .fair_queue import FairQueue
+from .job import Finished, Job
+from .runner import BatchRunner, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """How frames gather, and how many may wait."""
+
+    max_batch: int = 32
+    """Frames of one run, at most; measured costs may keep it lower."""
+    queue: int = 1024
+    """Frames that may wait for a worker, at most."""
+    max_wait_s: float = 0.5
+    """Expected time in the queue above which a frame is turned away."""
+    runs: int = 1
+    """Runs of one graph at the same time. One, with as many threads inside it as there are cores, suits most
+    machines; more can pay where a graph does not fill them."""
+    learn_s: float = 1.0
+    """Time for measuring batch sizes when a graph is loaded; 0 for learning from real frames alone."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_batch, self.queue, self.runs) < 1:
+            raise UsageError("batch size, queue length and runs must be 1 or more")
+        if self.max_wait_s <= 0 or self.learn_s < 0:
+            raise UsageError("waiting must be more than 0 s, and learning 0 s or more")
+
+
+class Batcher:
+    """The queue and the workers of one graph.
+
+    Args:
+        name: for the log and the threads' names.
+        engine: the graph.
+        shape: makes a reply of a frame's outputs; runs on a worker.
+        deliver: takes the replies of a whole batch; runs on a worker, once for each batch.
+        options: sizes.
+        cost: what is known of the graph's runs already.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        shape: Shape,
+        deliver: Callable[[Finished], None],
+        options: BatchOptions,
+        *,
+        cost: BatchCost | None = None,
+    ) -> None:
+        self.name = name
+        self._deliver = deliver
+        self._options = options
+        self._queue: FairQueue[Job] = FairQueue()
+        self._cost = cost or BatchCost(options.max_batch)
+        self._filled = threading.Condition()
+        self._closed = False
+        self._runner = BatchRunner(engine, shape, options.runs, self._observe)
+        # One thread more than runs: it decodes the next batch meanwhile.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name} {number}", daemon=True)
+            for number in range(options.runs + 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job) -> Job | None:
+        """Queue a job. Never blocks for longer than another thread holds the lock.
+
+        Returns:
+            Another client's job that had to leave for this one, or None. Its sender is owed an outcome.
+
+        Raises:
+            OverloadedError: the queue is full and this client has its share of it, or the frame would be late.
+            DrainingError: the batcher is closed.
+        """
+        with self._filled:
+            if self._closed:
+                raise DrainingError("the model is being unloaded; connect again")
+            self._check_in_time(job)
+            displaced = self._queue.push(job.client.name, job, self._capacity())
+            if displaced is job:
+                raise self.overloaded()
+            self._filled.notify()
+        return displaced
+
+    def overloaded(self) -> OverloadedError:
+        """What a frame gets for which there is no room."""
+        retry_ms = round(self._cost.wait(len(self._queue)) * 1e3) or 1
+        return OverloadedError(
+            f"{len(self._queue)} frames are queued, and no more can be answered in time; try again in {retry_ms} ms",
+            retry_ms,
+        )
+
+    def cancel(self, job: Job) -> None:
+        """Forget a job: out of the queue, or, where it runs already, its outcome goes nowhere."""
+        with self._filled:
+            job.cancelled = True
+            self._queue.remove(job.client.name, job)
+
+    def close(self) -> None:
+        """Take no more jobs, run what is queued, end the workers."""
+        with self._filled:
+            self._closed = True
+            self._filled.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def __len__(self) -> int:
+        """Jobs that wait for a worker."""
+        return len(self._queue)
+
+    @property
+    def best_batch(self) -> int:
+        """Frames of one run that are worth gathering, as measured so far."""
+        return self._cost.best_batch
+
+    def _check_in_time(self, job: Job) -> None:
+        """Turn a frame away now rather than after a wait that makes it worthless."""
+        if not job.frame.deadline_ms or not self._queue:
+            return
+        ahead = self._queue.ahead(job.client.name)
+        if self._cost.wait(ahead) + self._cost.seconds(1) > job.frame.deadline_ms / 1000:
+            raise self.overloaded()
+
+    def _capacity(self) -> int:
+        """Frames that may be queued, so that the last is answered within `max_wait_s`."""
+        best = self._cost.best_batch
+        run_s = self._cost.seconds(best)
+        in_time = round(self._options.max_wait_s / run_s * best) if run_s else self._options.queue
+        return min(self._options.queue, max(best, in_time))
+
+    def _observe(self, frames: int, seconds: float) -> None:
+        with self._filled:
+            self._cost.observe(frames, seconds)
+
+    def _work(self) -> None:
+        while batch := self._take():
+            self._deliver(self._runner.compute(batch))
+
+    def _take(self) -> list[Job]:
+        """The next batch; empty when the batcher is closed and all is done."""
+        with self._filled:
+            while not self._queue and not self._closed:
+                self._filled.wait()
+            return self._queue.take(self._cost.next_batch())
