@@ -87,7 +87,7 @@ def measure(features: Array, probes: Array, tail: Tail, axis: int = 1, aim: Allo
         change = _rows(tail(np.ascontiguousarray(np.moveaxis(noisy, 1, axis)))) - reference
         return float((change**2).mean()) / scale
 
-    return [_curve(channel, lambda *at, c=c: harm(c, *at), aim) for c, channel in enumerate(by_channel)]  # type: ignore[misc]
+    return [_curve(channel, lambda *at, c=c: harm(c, *at), aim) for c, channel in enumerate(by_channel)]
 
 
 def allocate(curves: Sequence[Curve], axis: int = 1, aim: Allocation | None = None) -> QuantiserTable:

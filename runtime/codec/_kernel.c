@@ -667,7 +667,8 @@ static Py_ssize_t elements(const Model *m) { return (Py_ssize_t)m->channels * m-
 static int symbols_view(const Model *m, const Py_buffer *b, uint8_t **narrow, uint16_t **wide) {
     *narrow = b->len == elements(m) ? b->buf : NULL;
     *wide = b->len == 2 * elements(m) ? b->buf : NULL;
-    if (elements(m) > 0 && (*wide || (*narrow && m->bits <= 8))) return 0;
+    int aligned = (uintptr_t)b->buf % sizeof(uint16_t) == 0;
+    if (elements(m) > 0 && ((*wide && aligned) || (*narrow && m->bits <= 8))) return 0;
     PyErr_SetString(PyExc_ValueError, "the buffer of symbols does not fit the model");
     return -1;
 }
