@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ..runtime.bundle import Bundle, BundleWriter
-from ..runtime.errors import CutError, SourceError, UsageError
+from ..runtime.errors import NothingToCutError, SourceError, UsageError
 from ..runtime.manifest import (
     SCHEMA,
     CrossingTensor,
@@ -209,10 +209,10 @@ class _Job:
         whole = Runner(plan.folder / "whole.onnx", PROOF_LEVEL)
         if plan.graph.batched and not check_batch(whole, plan.feeder, plan.frames):
             return False
-        head, tail = (Runner(plan.folder / f"{half}.onnx", PROOF_LEVEL) for half in ("head", "tail"))
-        check_exact(whole, head, tail, plan.feeder, plan.frames)
+        parts = [Runner(plan.folder / f"{half}.onnx", PROOF_LEVEL) for half in ("head", "tail")]
+        exact = check_exact(whole, parts, plan.feeder, plan.frames, half=_has_float16(plan.graph))
         self.progress("proving the cut", 1, 1)
-        return True
+        return exact
 
     def write(self, plan: _Plan, writer: BundleWriter) -> tuple[Cut, tuple[OutputSpec, ...]]:
         """Quantise, write the graphs and the golden vectors, and measure every quality."""
@@ -326,7 +326,9 @@ def _resolve(graph: Graph, at: Sequence[str]) -> Sequence[str]:
     if not at:
         points = list_points(graph)
         if not points:
-            raise CutError(f"{graph.model.name}: no single tensor separates this graph; name several (--at A --at B)")
+            raise NothingToCutError(
+                f"{graph.model.name}: no single tensor separates this graph; name several (--at A --at B)"
+            )
         return [points[0].name]
     return [part for name in at for part in (name.split("+") if not graph.is_data(name) else [name])]
 

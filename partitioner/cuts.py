@@ -21,7 +21,7 @@ import numpy as np
 
 from ..runtime.errors import CutError, UnknownTensorError
 from .graph import Graph, open_symbols
-from .shapes import TensorInfo, numpy_name
+from .shapes import TensorInfo, numpy_name, why_not
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,8 @@ def separate(graph: Graph, names: Sequence[str]) -> Separation:
     names = tuple(dict.fromkeys(names))
     for name in names:
         _check_name(graph, name)
+        if reason := why_not(graph.infos.get(name)):
+            raise CutError(f"{name!r} {reason}; cut elsewhere")
     flow = Flow(graph)
     tail = flow.tail_of(names)
     joined = ", ".join(repr(name) for name in names)
@@ -355,6 +357,8 @@ class _Search:
             return None
         names = tuple(sorted(alive, key=self.order.__getitem__))
         tail = flow.tail_of(names)
+        if any(why_not(flow.graph.infos.get(name)) for name in names):
+            return None
         if tail != self.everything & ~head or _missing_symbols(flow.graph, flow, names, tail):
             return None
         return names

@@ -17,7 +17,8 @@ from functools import cached_property
 
 import onnx
 
-from ..runtime.errors import ModelError
+from ..runtime.errors import NothingToCutError
+from .check import describe, subgraphs
 from .load import Model
 from .shapes import BATCH, OPAQUE, TensorInfo, batched, infer
 
@@ -109,16 +110,11 @@ class Graph:
 
     def describe(self, node: int) -> str:
         """A node for people: its name, or what it makes where it has none."""
-        proto = self.nodes[node]
-        return f"{proto.name or 'the node of ' + repr(next(iter(proto.output), ''))} ({proto.op_type})"
+        return describe(self.nodes[node])
 
 
 def view(model: Model) -> Graph:
-    """Look at a model.
-
-    Raises:
-        ModelError: the graph is cyclic or unsorted, or reads what nobody makes.
-    """
+    """Look at a model."""
     proto = model.proto.graph
     nodes = list(proto.node)
     weights = {tensor.name: math.prod(tensor.dims) for tensor in proto.initializer}
@@ -148,9 +144,8 @@ def view(model: Model) -> Graph:
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     yield from filter(None, node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
-            yield from captures(graph)
+    for graph in subgraphs(node):
+        yield from captures(graph)
 
 
 def captures(graph: onnx.GraphProto) -> Iterator[str]:
@@ -244,10 +239,10 @@ def require_data(graph: Graph) -> None:
     """Refuse a graph in which there is nothing to cut.
 
     Raises:
-        ModelError: fewer than two nodes depend on the inputs.
+        NothingToCutError: fewer than two nodes depend on the inputs.
     """
     if len(graph.data) < 2:
-        raise ModelError(
+        raise NothingToCutError(
             f"{graph.model.name} has {len(graph.data)} node(s) that depend on its inputs; a cut needs one on each side"
         )
 

@@ -75,6 +75,8 @@ class Probe:
 
     batch: int
     others: Mapping[str, int]
+    inverted: bool = False
+    """In a trial run, integers are 1 where they else are 0: a shape that then changes hangs on values."""
 
 
 Sizes = dict[str, tuple[int, tuple[int | None, ...] | None]]
@@ -97,6 +99,8 @@ def infer(proto: onnx.ModelProto, folder: Path | None = None) -> dict[str, Tenso
     runs = [_run(light, proto, probe) for probe in probes]
     unknown = [name for name in _made(proto) if any(not _known(run.get(name)) for run in runs)]
     if unknown and proto.ByteSize() + external_bytes(proto) <= _TRIAL_BYTES:
+        probes.append(Probe(1, nominal, inverted=True))
+        runs.append(runs[0])
         runs = [run | observe(proto, folder, unknown, probe) for run, probe in zip(runs, probes, strict=True)]
     infos = {}
     for name, (dtype, shape) in runs[0].items():
@@ -124,7 +128,7 @@ def observe(proto: onnx.ModelProto, folder: Path | None, names: Sequence[str], p
         path = Path(temporary) / "trial.onnx"
         try:
             write(trial, folder, path)
-            session = open_session(path, SessionOptions(optimisation="disabled"))
+            session = open_session(path, SessionOptions(optimisation="disabled", quiet=True))
             arrays = _attempt(session, names, made_up_inputs(proto, probe))
         except (BundleError, ModelError) as error:
             logger.debug("the trial run for shapes fails: %s", error)
@@ -151,8 +155,10 @@ def made_up_inputs(proto: onnx.ModelProto, probe: Probe, seed: int = 0) -> dict[
         kind = value.type.tensor_type
         shape = [size for _, size in _filled(proto, value, probe)]
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        floats = rng.uniform(-1, 1, shape) if is_float(kind.elem_type) else rng.integers(0, 2, shape)
-        feed[value.name] = floats.astype(dtype)
+        if is_float(kind.elem_type):
+            feed[value.name] = rng.uniform(-1, 1, shape).astype(dtype)
+        else:
+            feed[value.name] = (rng.integers(0, 2, shape) ^ probe.inverted).astype(dtype)
     return feed
 
 
@@ -279,6 +285,28 @@ def numpy_name(dtype: int) -> str:
     if dtype == TensorProto.BFLOAT16:
         return "bfloat16"
     return np.dtype(helper.tensor_dtype_to_np_dtype(dtype)).name
+
+
+_CROSSING = frozenset(
+    {
+        *(TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL),
+        *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+        *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    }
+)
+
+
+def why_not(info: TensorInfo | None) -> str | None:
+    """Why a tensor cannot cross a link, or None if it can."""
+    if info is None or not info.dtype:
+        return "is no tensor, or of a type that nothing tells"
+    if info.dtype not in _CROSSING:
+        return f"is of {TensorProto.DataType.Name(info.dtype).lower()}, which does not cross a link"
+    if info.dims is None:
+        return "has a shape that nothing tells"
+    if any(dim.size == 0 for dim in info.dims):
+        return "has no elements"
+    return None
 
 
 def is_float(dtype: int) -> bool:

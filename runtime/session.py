@@ -25,6 +25,8 @@ class SessionOptions:
     """Threads inside one operator; 0 leaves it to ONNX Runtime (one to a core)."""
     optimisation: str = "all"
     """Graph optimisation: `disabled`, `basic`, `extended` or `all`."""
+    quiet: bool = False
+    """Keep ONNX Runtime's own error log off the terminal, where a refusal is expected and handled."""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -81,7 +83,7 @@ def open_session(path: Path, options: SessionOptions | None = None) -> ort.Infer
         ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     )[_OPTIMISATION.index(options.optimisation)]
-    settings.log_severity_level = 3  # errors: the optimiser's warnings are no business of who runs a bundle
+    settings.log_severity_level = 4 if options.quiet else 3  # errors: the optimiser's warnings are no business of who runs a bundle
     try:
         return ort.InferenceSession(str(path), settings, providers=list(options.providers))
     except graph_errors() as error:
