@@ -30,6 +30,8 @@
     │   └── OverloadedError     the server refuses more work for now
     ├── ModelNotFoundError      the server has no model of that name
     ├── DrainingError           the server is going down and takes no new frame
+    ├── UnauthenticatedError    the server wants a token, and this is none of its own
+    ├── PermissionDeniedError   the token does not cover this model
     └── InternalError           a fault of ours; the details are in the log, not in the text
 
 An error's text says what was expected, what was found, and what to do; it is written for strangers, so it never
@@ -162,6 +164,11 @@ class DeadlineError(LinkError):
 class OverloadedError(LinkError):
     code, exit_code, grpc_status = "overloaded", 53, "RESOURCE_EXHAUSTED"
 
+    def __init__(self, text: str, retry_ms: int = 0) -> None:
+        super().__init__(text)
+        self.retry_ms = retry_ms
+        """Milliseconds after which another try has a chance, as the server expects; 0 where it has no idea."""
+
 
 class ModelNotFoundError(NarrowsError):
     code, exit_code, grpc_status = "model-not-found", 54, "NOT_FOUND"
@@ -169,6 +176,14 @@ class ModelNotFoundError(NarrowsError):
 
 class DrainingError(NarrowsError):
     code, exit_code, grpc_status = "draining", 55, "UNAVAILABLE"
+
+
+class UnauthenticatedError(NarrowsError):
+    code, exit_code, grpc_status = "unauthenticated", 56, "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(NarrowsError):
+    code, exit_code, grpc_status = "permission-denied", 57, "PERMISSION_DENIED"
 
 
 class InternalError(NarrowsError):

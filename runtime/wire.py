@@ -6,7 +6,7 @@ import numpy as np
 
 from ..protos import split_pb2 as pb
 from .answer import DEFAULT_TOP, Array, Form, Reply, ServerTiming, TopClass, Wanted
-from .errors import FrameError, NarrowsError, from_code
+from .errors import FrameError, NarrowsError, OverloadedError, from_code
 from .frame import CodedTensor, Frame
 
 PROTOCOL = 1
@@ -91,14 +91,23 @@ def reply_from_wire(message: pb.Outcome) -> Reply:
         id=message.id,
         outputs={tensor.name: _tensor_from_wire(tensor) for tensor in message.outputs},
         top=tuple(TopClass(best.index, best.score) for best in message.top),
-        error=from_code(message.error.code, message.error.text) if message.HasField("error") else None,
+        error=error_from_wire(message.error) if message.HasField("error") else None,
         timing=ServerTiming(timing.queue_us / _MICRO, timing.decode_us / _MICRO, timing.tail_us / _MICRO, timing.batch),
     )
 
 
 def error_to_wire(error: NarrowsError) -> pb.Error:
     """An error as a message: its stable name and its public text."""
-    return pb.Error(code=error.code, text=str(error))
+    retry_ms = error.retry_ms if isinstance(error, OverloadedError) else 0
+    return pb.Error(code=error.code, text=str(error), retry_ms=min(retry_ms, _UINT32_MAX))
+
+
+def error_from_wire(message: pb.Error) -> NarrowsError:
+    """A message as the error that the peer raised."""
+    error = from_code(message.code, message.text)
+    if isinstance(error, OverloadedError):
+        error.retry_ms = message.retry_ms
+    return error
 
 
 def _tensor_to_wire(name: str, array: Array) -> pb.Tensor:

@@ -6,44 +6,54 @@ Everything in this module runs on one event loop; decoding and graphs run on the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_classes, classifier
 from ..runtime.errors import DrainingError, FrameTooLargeError, QualityError
 from ..runtime.frame import Frame, Limits
 from ..runtime.manifest import Manifest
-from .batcher import Batcher, BatchOptions, Finished, Job, overloaded
-from .repository import Model, Repository
+from .batcher import Batcher, BatchOptions
+from .catalogue import Catalogue, Served
+from .clients import Client, ClientLimits, Holdings
+from .job import Finished, Job
+from .repository import Model
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneOptions:
+    """Caps and sizes of the data plane."""
+
+    limits: Limits = field(default_factory=Limits)
+    clients: ClientLimits = field(default_factory=ClientLimits)
+    batch: BatchOptions = field(default_factory=BatchOptions)
 
 
 class DataPlane:
     """Frames to batchers, replies back to who sent them.
 
-    plane = DataPlane(repository, Limits(), BatchOptions())
-    reply = await plane.infer(plane.repository.find("resnet56"), frame, Wanted())
-    plane.close()
+    plane = DataPlane(PlaneOptions())
+    plane.catalogue.apply(repository.look())
+    reply = await plane.infer(plane.catalogue.find("resnet56"), frame, Wanted(), Client("me"))
+    await plane.close()
     """
 
-    def __init__(self, repository: Repository, limits: Limits, options: BatchOptions) -> None:
-        """Start the batchers; has to be called on the event loop."""
-        self.repository = repository
-        self.limits = limits
+    def __init__(self, options: PlaneOptions) -> None:
+        """Has to be called on the event loop."""
+        self.limits = options.limits
+        self.catalogue = Catalogue(self._serve)
+        self.holdings = Holdings(options.clients)
         self.draining = False
-        self._options = options
+        self._batch = options.batch
         self._loop = asyncio.get_running_loop()
-        self._batchers = {
-            (model.digest, index): self._batcher(model, index)
-            for model in repository
-            for index in range(len(model.tails))
-        }
 
     def submit(
-        self, model: Model, frame: Frame, wanted: Wanted, client: Hashable, done: Callable[[Reply], None]
+        self, served: Served, frame: Frame, wanted: Wanted, client: Client, done: Callable[[Reply], None]
     ) -> Job:
         """Take a frame in.
 
         Args:
-            model: whose frame it is.
+            served: the model whose frame it is; the caller keeps it in use (`Catalogue.using`).
             frame: not believed yet.
             wanted: the form of the answer.
             client: whose lane it queues in.
@@ -56,67 +66,88 @@ class DataPlane:
         Raises:
             FrameTooLargeError: more bytes than the cap; found before anything is queued or decoded.
             QualityError: a cut that the bundle does not have.
-            OverloadedError: no room in the queue.
+            OverloadedError: no room in the queue, or too many bytes in flight.
             DrainingError: the server is going down.
         """
         if self.draining:
             raise DrainingError("the server is going down and takes no new frame; connect again")
-        if frame.payload_bytes > self.limits.max_frame_bytes:
+        size = frame.payload_bytes
+        if size > self.limits.max_frame_bytes:
             raise FrameTooLargeError(
-                f"a frame of {frame.payload_bytes} bytes, where {self.limits.max_frame_bytes} are allowed; "
+                f"a frame of {size} bytes, where {self.limits.max_frame_bytes} are allowed; "
                 "lower the quality, or raise the server's limit"
             )
-        job = Job(frame, wanted, client, done)
-        displaced = self._find(model, frame).submit(job)
+        batcher = self._find(served, frame)
+        job = Job(frame, wanted, client, done, size)
+        self.holdings.take(client, size)
+        try:
+            displaced = batcher.submit(job)
+        except BaseException:
+            self.holdings.release(client, size)
+            raise
         if displaced is not None:
-            displaced.done(Reply(displaced.frame.id, error=overloaded(self._options.queue)))
+            self._finish(displaced, Reply(displaced.frame.id, error=batcher.overloaded()))
         return job
 
-    def cancel(self, model: Model, job: Job) -> None:
+    def cancel(self, served: Served, job: Job) -> None:
         """Forget a frame whose sender is gone."""
-        self._find(model, job.frame).cancel(job)
+        self._find(served, job.frame).cancel(job)
+        self.holdings.release(job.client, job.size)
 
-    async def infer(self, model: Model, frame: Frame, wanted: Wanted, client: Hashable = None) -> Reply:
+    async def infer(self, served: Served, frame: Frame, wanted: Wanted, client: Client) -> Reply:
         """One frame, one reply. Cancelling the caller cancels the frame.
 
         Raises:
             NarrowsError: as `submit`; what goes wrong later stands in the reply.
         """
         reply: asyncio.Future[Reply] = self._loop.create_future()
-        job = self.submit(model, frame, wanted, client, reply.set_result)
-        try:
-            return await reply
-        finally:
-            if not reply.done() or reply.cancelled():
-                self.cancel(model, job)
+        with self.catalogue.using(served):
+            job = self.submit(served, frame, wanted, client, reply.set_result)
+            try:
+                return await reply
+            finally:
+                if reply.cancelled():
+                    self.cancel(served, job)
 
-    def close(self) -> None:
-        """Run what is queued and end the threads; blocks until they have ended."""
-        for batcher in self._batchers.values():
-            batcher.close()
+    async def close(self) -> None:
+        """Run what is queued and end the threads."""
+        await self.catalogue.close()
 
-    def _find(self, model: Model, frame: Frame) -> Batcher:
+    def _find(self, served: Served, frame: Frame) -> Batcher:
         try:
-            return self._batchers[model.digest, frame.cut]
-        except KeyError:
+            return served.batchers[frame.cut]
+        except IndexError:
             raise QualityError(
-                f"cut {frame.cut} is unknown; bundle {model.name!r} has 0…{len(model.tails) - 1}"
+                f"cut {frame.cut} is unknown; bundle {served.model.name!r} has 0…{len(served.batchers) - 1}"
             ) from None
 
-    def _batcher(self, model: Model, index: int) -> Batcher:
-        engine = model.tails[index]
+    def _serve(self, model: Model) -> Served:
         shape = _Shaper(model.bundle.manifest)
-        return Batcher(f"{model.name}/{engine.tail.cut.name}", engine, shape, self._hand_over, self._options)
+        batchers = (
+            Batcher(
+                f"{model.name}/{tail.engine.codec.cut.name}",
+                tail.engine,
+                shape,
+                self._hand_over,
+                self._batch,
+                cost=tail.cost,
+            )
+            for tail in model.tails
+        )
+        return Served(model, tuple(batchers))
 
     def _hand_over(self, finished: Finished) -> None:
         """From a worker to the event loop: one wake-up for the whole batch."""
-        self._loop.call_soon_threadsafe(_call_back, finished)
+        self._loop.call_soon_threadsafe(self._finish_all, finished)
 
+    def _finish_all(self, finished: Finished) -> None:
+        for job, reply in finished:
+            if not job.cancelled:
+                self._finish(job, reply)
 
-def _call_back(finished: Finished) -> None:
-    for job, reply in finished:
-        if not job.cancelled:
-            job.done(reply)
+    def _finish(self, job: Job, reply: Reply) -> None:
+        self.holdings.release(job.client, job.size)
+        job.done(reply)
 
 
 class _Shaper:

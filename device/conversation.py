@@ -1,0 +1,144 @@
+"""One gRPC stream with one server, from hello to its end. Protobuf messages stop here."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import grpc
+
+from ..protos import split_pb2 as pb
+from ..protos.split_pb2_grpc import SplitInferenceStub
+from ..runtime import codec
+from ..runtime.answer import Reply, Wanted
+from ..runtime.errors import FrameError, NarrowsError, ServerUnavailableError, UsageError, from_code
+from ..runtime.frame import Frame
+from ..runtime.link import LinkOptions, open_channel, wire_bytes
+from ..runtime.wire import PROTOCOL, frame_to_wire, reply_from_wire, wanted_to_wire
+
+_CODE = "narrows-code"
+_SETUP_FAULTS = {
+    grpc.StatusCode.UNIMPLEMENTED: "no Narrows server",
+    grpc.StatusCode.UNAUTHENTICATED: "asks for credentials",
+    grpc.StatusCode.PERMISSION_DENIED: "refuses this device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a device says first."""
+
+    model: str
+    bundle: str
+    """Digest of the manifest; the server's half must have the same."""
+    wanted: Wanted
+
+    def to_wire(self) -> pb.ClientMessage:
+        """The greeting as a message, with the coders of this installation."""
+        return pb.ClientMessage(
+            hello=pb.Hello(
+                protocol=PROTOCOL,
+                model=self.model,
+                bundle=self.bundle,
+                coders=codec.labels(),
+                answer=wanted_to_wire(self.wanted),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What the server says first."""
+
+    coder: str
+    """Label of the coder that frames are to use."""
+    max_frame_bytes: int
+    """A frame's payloads together."""
+    max_in_flight: int
+    """Frames that may be waiting for their outcome."""
+
+
+class Draining:
+    """The server is going down: it answers what it has and takes nothing new."""
+
+
+Event = Welcome | Reply | Draining
+
+
+class Conversation:
+    """One stream with one server.
+
+    One thread iterates `events`; any thread may `send` and `hang_up`.
+    """
+
+    def __init__(self, target: str, greeting: Greeting, options: LinkOptions) -> None:
+        self.target = target
+        self._outbox: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
+        self._outbox.put(greeting.to_wire())
+        self._channel = open_channel(target, options)
+        # gRPC takes the messages from the outbox in a thread of its own, which ends at None.
+        stub = SplitInferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._call = stub.Stream(iter(self._outbox.get, None))
+
+    def events(self) -> Iterator[Event]:
+        """What the server says, until the stream ends.
+
+        Raises:
+            NarrowsError: why it ended. A `LinkError`, `DrainingError` or `InternalError` may go away by itself, any
+                other is a fault of how the two ends are set up.
+        """
+        try:
+            for message in self._call:
+                yield self._event(message)
+        except grpc.RpcError as error:
+            raise _reason(error, self.target) from None
+        raise ServerUnavailableError(f"{self.target} ended the stream")
+
+    def send(self, frame: Frame) -> int:
+        """Hand a frame to gRPC; the bytes that it takes in the TCP stream."""
+        message = pb.ClientMessage(frame=frame_to_wire(frame))
+        self._outbox.put(message)
+        return wire_bytes(message.ByteSize())
+
+    def hang_up(self) -> None:
+        """Break the stream off: `events` raises, wherever it is waiting."""
+        self._call.cancel()
+
+    def close(self) -> None:
+        """Let go of the connection and of gRPC's threads."""
+        self._outbox.put(None)
+        self._call.cancel()
+        self._channel.close()
+
+    def _event(self, message: pb.ServerMessage) -> Event:
+        kind = message.WhichOneof("message")
+        if kind == "outcome":
+            try:
+                return reply_from_wire(message.outcome)
+            except FrameError as error:
+                return Reply(message.outcome.id, error=error)
+        if kind == "welcome":
+            welcome = message.welcome
+            codec.by_label(welcome.coder)
+            return Welcome(welcome.coder, welcome.max_frame_bytes, max(1, welcome.max_in_flight))
+        if kind == "draining":
+            return Draining()
+        raise ServerUnavailableError(f"{self.target} sent a message that this release does not know")
+
+
+def with_time_left(frame: Frame, frame_id: int, left_s: float) -> Frame:
+    """The frame as one stream carries it: its id there, and the time that is left until its answer is of no use."""
+    return replace(frame, id=frame_id, deadline_ms=max(1, round(left_s * 1000)))
+
+
+def _reason(error: grpc.RpcError, target: str) -> NarrowsError:
+    """Why a call failed: in the server's words where it is one of ours, in gRPC's where it is not."""
+    status, details = error.code(), error.details() or ""
+    metadata: Iterable[tuple[str, str | bytes]] = error.trailing_metadata() or ()  # type: ignore[assignment]
+    for key, value in metadata:
+        if key == _CODE and isinstance(value, str):
+            return from_code(value, details)
+    if status in _SETUP_FAULTS:
+        return UsageError(f"{target} is or {_SETUP_FAULTS[status]} ({details})")
+    return ServerUnavailableError(f"{target}: {details or status.name}")

@@ -1,0 +1,84 @@
+"""What every frame ends with, exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..runtime.answer import Array
+from ..runtime.errors import NarrowsError
+
+Mode = Literal["split"]
+Provenance = Literal["server"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The operating point of one frame: what was done with it."""
+
+    mode: Mode
+    cut: str
+    """Name of the cut."""
+    quality: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One of a classifier's best classes, with its name."""
+
+    index: int
+    label: str | None
+    """None where the bundle has no labels."""
+    score: float
+    """A probability for `logits` and `probabilities`, the model's own number for `scores`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """A prediction with where it came from and what it cost, or the error that the frame ended in."""
+
+    id: int
+    """Position of the input in its stream, from 0."""
+    source: str
+    """Where the input came from: a path, "file.npz[3]", or "frame 3" for what a caller passed."""
+    point: Point
+    error: NarrowsError | None = None
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    """The model's outputs by name, without batch axes; empty where the best classes alone were asked for."""
+    top: tuple[Prediction, ...] = ()
+    """Best first; empty where the model is no classifier."""
+    provenance: Provenance | None = None
+    """Who answered; None for a frame that ended in an error."""
+    attempts: int = 0
+    """How often the frame was sent."""
+    payload_bytes: int = 0
+    """What the coder made of the frame."""
+    wire_bytes: int = 0
+    """What one sending of it takes in the TCP stream, with gRPC's and HTTP/2's framing."""
+    ms: Mapping[str, float] = field(default_factory=dict)
+    """Durations in milliseconds: `source` (reading and fitting the input), `head`, `encode`, `link` (from the last
+    sending to the answer, without the server's time), the server's `queue`, `decode` and `tail`, and `total` (from the
+    input being there to the answer; what the other entries leave of it was spent waiting for a stage or for a
+    connection). Only what took place is listed."""
+
+    @property
+    def outcome(self) -> str:
+        """ "ok", or the error's stable code."""
+        return "ok" if self.error is None else self.error.code
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the raw outputs, as values that JSON has."""
+        return {
+            "id": self.id,
+            "source": self.source,
+            "outcome": self.outcome,
+            "error": None if self.error is None else str(self.error),
+            "top": [{"index": best.index, "label": best.label, "score": best.score} for best in self.top],
+            "point": {"mode": self.point.mode, "cut": self.point.cut, "quality": self.point.quality},
+            "provenance": self.provenance,
+            "attempts": self.attempts,
+            "payload_bytes": self.payload_bytes,
+            "wire_bytes": self.wire_bytes,
+            "ms": {stage: round(duration, 4) for stage, duration in self.ms.items()},
+        }

@@ -1,0 +1,218 @@
+"""Frames through stages: each stage has one frame at a time, and all of them are busy at once.
+
+A frame is carried through its stages by one thread, and there are as many carriers as stages and one more. While one
+carrier has frame *n* in the coder, the next has *n+1* in the head and another reads *n+2*: throughput is that of the
+slowest stage. A frame that finds its stages free is never handed from thread to thread, so that it costs no more time
+than its stages do; queues between stages would cost a wake-up each.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from ..runtime.errors import NarrowsError
+from ..runtime.halves import Features
+from .inputs import Input
+from .outcome import Outcome, Point
+
+log = logging.getLogger(__name__)
+
+_JOIN_S = 5.0
+"""How long `close` waits for a carrier: its source may be blocked in a camera's driver."""
+
+
+@dataclass(slots=True, eq=False)
+class Journey:
+    """One frame on its way from its input to its outcome."""
+
+    index: int
+    input: Input
+    point: Point
+    began: float
+    """When the input was there, on `time.monotonic`'s clock."""
+    ms: dict[str, float]
+    arrived: Callable[[Journey, Outcome], None]
+    """Called when the frame ends; must not wait."""
+    features: Features | None = None
+    payload_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ended: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the frame has its outcome."""
+        return self._ended
+
+    def do(self, stage: Callable[[Journey], None]) -> None:
+        """Let a stage do its part; a `NarrowsError` that it raises is what the frame ends in."""
+        try:
+            stage(self)
+        except NarrowsError as error:
+            self.fail(error)
+
+    def end(self, outcome: Outcome) -> None:
+        """Give the frame its outcome, the first time; a second is a fault, which is logged and changes nothing."""
+        with self._lock:
+            again, self._ended = self._ended, True
+        if again:
+            log.error("frame %d ended twice", self.index)
+            return
+        total_ms = (time.monotonic() - self.began) * 1000
+        self.arrived(self, replace(outcome, ms={**self.ms, **outcome.ms, "total": total_ms}))
+
+    def fail(self, error: NarrowsError, attempts: int = 0, wire_bytes: int = 0) -> None:
+        """End the frame with an error, however often it was sent."""
+        self.end(
+            Outcome(
+                id=self.index,
+                source=self.input.source,
+                point=self.point,
+                error=error,
+                attempts=attempts,
+                payload_bytes=self.payload_bytes,
+                wire_bytes=wire_bytes,
+            )
+        )
+
+
+class Turnstile:
+    """Lets frames through one at a time, in the order of their numbers."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._next = 0
+
+    @contextmanager
+    def turn(self, index: int) -> Iterator[None]:
+        """Wait until every lower number has been through; every number must come, once."""
+        with self._condition:
+            while self._next != index:
+                self._condition.wait()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._next += 1
+                self._condition.notify_all()
+
+
+class Pipeline:
+    """Carries the frames of one stream; iterate `outcomes`."""
+
+    def __init__(
+        self,
+        begin: Callable[[int, Callable[[Journey, Outcome], None]], Journey],
+        stages: Sequence[Callable[[Journey], None]],
+        window: int,
+        fatal: Callable[[], NarrowsError | None],
+    ) -> None:
+        """Prepare; threads start with `outcomes`.
+
+        Args:
+            begin: reads the next input (StopIteration after the last) and makes a journey of it.
+            stages: what is done with it, in order. Its outcome may come later than its last stage.
+            window: frames between their input and the caller, at most.
+            fatal: why no further frame can be answered, where that is so.
+        """
+        self._begin = begin
+        self._stages = [(Turnstile(), stage) for stage in stages]
+        self._fatal = fatal
+        self._permits = threading.Semaphore(window)
+        self._source = threading.Lock()
+        self._taken = 0
+        self._stopped = False
+        self._arrival = threading.Condition(threading.Lock())
+        self._outcomes: dict[int, Outcome] = {}
+        self._awaited = 0
+        self._carrying = 0
+        self._fault: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._carry, name=f"narrows-carrier-{n}", daemon=True)
+            for n in range(min(window, len(stages) + 2))
+        ]
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every frame's outcome, in the order of the inputs.
+
+        Raises:
+            NarrowsError: no further frame can be answered; after the outcomes of those that were taken.
+            Exception: whatever the source raised, likewise.
+        """
+        self._carrying = len(self._threads)
+        for thread in self._threads:
+            thread.start()
+        try:
+            while (outcome := self._next()) is not None:
+                self._permits.release()
+                yield outcome
+            if self._fault is not None:
+                raise self._fault
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop taking inputs, and wait for the threads."""
+        self._stopped = True
+        self._permits.release(len(self._threads))
+        for thread in self._threads:
+            thread.join(_JOIN_S)
+            if thread.is_alive():
+                log.warning("%s is still waiting for its source", thread.name)
+
+    def _next(self) -> Outcome | None:
+        with self._arrival:
+            while self._awaited not in self._outcomes:
+                if self._carrying == 0 and self._awaited >= self._taken:
+                    return None
+                self._arrival.wait()
+            self._awaited += 1
+            return self._outcomes.pop(self._awaited - 1)
+
+    def _arrived(self, journey: Journey, outcome: Outcome) -> None:
+        with self._arrival:
+            self._outcomes[journey.index] = outcome
+            if journey.index == self._awaited:
+                self._arrival.notify()
+
+    # The carriers' threads.
+
+    def _carry(self) -> None:
+        try:
+            while (journey := self._take()) is not None:
+                for turnstile, stage in self._stages:
+                    with turnstile.turn(journey.index):
+                        if not journey.ended:
+                            journey.do(stage)
+        finally:
+            with self._arrival:
+                self._carrying -= 1
+                self._arrival.notify()
+
+    def _take(self) -> Journey | None:
+        """The next frame, once there is room for it; None when there is none, or none is wanted any more."""
+        self._permits.acquire()
+        with self._source:
+            if self._stopped:
+                return None
+            try:
+                if (fatal := self._fatal()) is not None:
+                    raise fatal
+                journey = self._begin(self._taken, self._arrived)
+            except StopIteration:
+                self._leave(None)
+                return None
+            except BaseException as error:  # noqa: BLE001 - the source's own; raised again where the caller waits
+                self._leave(error)
+                return None
+            self._taken += 1
+            return journey
+
+    def _leave(self, fault: BaseException | None) -> None:
+        self._fault = fault
+        self._stopped = True
+        self._permits.release(len(self._threads))

@@ -1,0 +1,92 @@
+"""What `narrows run` does, but for the printing."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime.answer import Array, Form, Wanted
+from ..runtime.bundle import Bundle
+from ..runtime.errors import UsageError
+from ..runtime.session import SessionOptions
+from .device import Device, DeviceOptions
+from .outcome import Outcome
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_NAME_LENGTH = 100
+
+
+def run_source(
+    bundle: Bundle,
+    server: str,
+    source: str | Path,
+    *,
+    cut: str | None = None,
+    quality: int | None = None,
+    timeout_s: float = 10.0,
+    threads: int = 0,
+    window: int = 8,
+    save_outputs: Path | None = None,
+) -> Iterator[Outcome]:
+    """Stream a source through a bundle and a server.
+
+    Args:
+        bundle: its device half at least.
+        server: "host:port".
+        source: what `sources.open_source` takes.
+        cut: the bundle's cut to split at; its first by default.
+        quality: 0 is the smallest payload; the best by default.
+        timeout_s: a frame without an answer by then ends in an error.
+        threads: threads that the head may use; 0 for one a core.
+        window: frames under way at once, at most.
+        save_outputs: a folder for the raw outputs, one `.npz` a frame. Without it the best classes alone are asked
+            for, where the model is a classifier.
+
+    Yields:
+        One outcome a frame, in order.
+
+    Raises:
+        SourceError: nothing at `source`.
+        NarrowsError: what `Device` and `Device.stream` raise.
+    """
+    options = DeviceOptions(
+        cut=cut,
+        quality=quality,
+        timeout_s=timeout_s,
+        wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP),
+        window=window,
+        session=SessionOptions(threads=threads),
+    )
+    with Device(bundle, server, options) as device:
+        for outcome in device.stream(source):
+            if save_outputs is not None and outcome.error is None:
+                save(outcome, save_outputs)
+            yield outcome
+
+
+def save(outcome: Outcome, folder: Path) -> Path:
+    """Write one frame's outputs as an `.npz`, named after its number and its source; the path.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    stem = _UNSAFE.sub("_", Path(outcome.source).name).strip("._")[-_NAME_LENGTH:]
+    path = folder / f"{outcome.id:06d}-{stem}.npz"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_npz(path, outcome.outputs)
+    except OSError as error:
+        raise UsageError(f"outputs cannot be saved in {folder}: {error.strerror or error}") from None
+    return path
+
+
+def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """`numpy.savez`, but for names of tensors that are names of its own arguments."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
