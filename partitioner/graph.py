@@ -121,7 +121,7 @@ def view(model: Model) -> Graph:
     weights |= {sparse.values.name: math.prod(sparse.dims) for sparse in proto.sparse_initializer}
     inputs = tuple(value.name for value in proto.input)
     outputs = tuple(value.name for value in proto.output)
-    uses = [tuple(dict.fromkeys(_reads(node))) for node in nodes]
+    uses = [tuple(dict.fromkeys(reads(node))) for node in nodes]
     producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     infos = infer(model.proto, model.folder)
     free = _free_nodes(nodes, uses, weights, infos)
@@ -142,7 +142,8 @@ def view(model: Model) -> Graph:
     )
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, captures of its subgraphs included."""
     yield from filter(None, node.input)
     for graph in subgraphs(node):
         yield from captures(graph)
@@ -153,7 +154,7 @@ def captures(graph: onnx.GraphProto) -> Iterator[str]:
     own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     own |= {tensor.values.name for tensor in graph.sparse_initializer}
     own |= {name for node in graph.node for name in node.output}
-    wanted = [name for node in graph.node for name in _reads(node)] + [value.name for value in graph.output]
+    wanted = [name for node in graph.node for name in reads(node)] + [value.name for value in graph.output]
     yield from (name for name in wanted if name not in own)
 
 
@@ -252,4 +253,4 @@ def open_symbols(infos: Iterable[TensorInfo]) -> set[str]:
     return {dim.symbol for info in infos for dim in info.dims or () if dim.symbol and dim.symbol != OPAQUE}
 
 
-__all__ = ["BATCH", "Graph", "captures", "open_symbols", "require_data", "view"]
+__all__ = ["BATCH", "Graph", "captures", "open_symbols", "reads", "require_data", "view"]

@@ -29,6 +29,7 @@ Source: TypeAlias = "str | Path | Model | torch.nn.Module"
 
 MIN_OPSET = 8
 """Elementwise ops broadcast from here on, which is all that the quantiser needs."""
+_NO_OPSET = 17
 MIN_IR, MAX_IR = 8, 10
 """Written files carry an IR version that ONNX Runtime 1.19, the oldest that a device may have, reads."""
 
@@ -112,6 +113,8 @@ def normalise(proto: onnx.ModelProto, where: str, folder: Path | None = None) ->
     Raises:
         OpsetError: an opset that cannot be converted.
     """
+    if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
+        proto.opset_import.add(domain="", version=_NO_OPSET)  # only ops of other domains so far; ours are standard
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     if bfloat16.upcast(proto, folder):

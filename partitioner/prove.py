@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.codec import SymbolSpec, by_label, labels
-from ..runtime.errors import BundleError, ModelError, OperatorError, OpsetError, ProofError
+from ..runtime.errors import ModelError, ProofError
 from ..runtime.manifest import CrossingTensor, Quality
-from ..runtime.session import SessionOptions, graph_errors, open_session
 from .data import Frame
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
+from .runner import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -40,53 +35,6 @@ _BATCH_TOLERANCE = 1e-3
 _HALF_TOLERANCE = 1e-2
 """Of an output's largest value, where float16 is rounded in other places."""
 _SUM_TOLERANCE = 1e-3
-
-
-class Runner:
-    """A graph on disk, ready to run."""
-
-    def __init__(self, path: Path, level: str = "all") -> None:
-        """Load the graph.
-
-        Raises:
-            ModelError: ONNX Runtime refuses it.
-        """
-        try:
-            self._session: ort.InferenceSession = open_session(path, SessionOptions(optimisation=level, quiet=True))
-        except BundleError as error:
-            raise refusal(str(error)) from None
-        self.inputs = [value.name for value in self._session.get_inputs()]
-        self.outputs = [value.name for value in self._session.get_outputs()]
-
-    def __call__(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; what the graph does not take is left out.
-
-        Raises:
-            ModelError: ONNX Runtime cannot run it on this input.
-        """
-        try:
-            results = self._session.run(self.outputs, {name: feed[name] for name in self.inputs})
-        except graph_errors() as error:
-            raise ModelError(f"the model does not run on this input: {_reason(str(error))}") from None
-        return dict(zip(self.outputs, results, strict=True))
-
-
-def refusal(text: str) -> ModelError:
-    """The error for a graph that ONNX Runtime does not load."""
-    reason = f"ONNX Runtime refuses the model: {_reason(text)}"
-    if "opset" in reason:
-        return OpsetError(f"{reason}; export the model with an older opset, or upgrade ONNX Runtime")
-    if "find an implementation" in reason or "not a registered" in reason:
-        return OperatorError(f"{reason}; its CPU provider has no such kernel")
-    return ModelError(reason)
-
-
-def _reason(text: str) -> str:
-    """What ONNX Runtime says, without its prefixes, its source files and our temporary ones."""
-    line = text.strip().splitlines()[0]
-    line = re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
-    line = re.sub(r"Load model from \S+ failed:\s*", "", line)
-    return re.sub(r"^/onnxruntime_src\S* .*?\) ", "", line)[:300]
 
 
 @dataclass(frozen=True)
@@ -150,12 +98,14 @@ def _close(a: Array, b: Array, tolerance: float = _BATCH_TOLERANCE) -> bool:
     return bool(np.allclose(x, y, rtol=0, atol=tolerance * scale + 1e-6, equal_nan=True))
 
 
-def check_exact(whole: Runner, halves: Sequence[Runner], feeder: Feeder, frames: Sequence[Frame], half: bool) -> bool:
+def check_exact(
+    whole: Runner, parts: Sequence[Runner], feeder: Feeder, frames: Sequence[Frame], *, half: bool = False
+) -> bool:
     """Hold the unquantised parts against the whole model, bit for bit, on single frames and on a batch.
 
     Args:
         whole: the model.
-        halves: the parts, in the order in which they run.
+        parts: its graphs, in the order in which they run.
         feeder: for the model's inputs.
         frames: what to try; a few are enough.
         half: the model computes in float16. A CPU has few kernels for it: ONNX Runtime then computes in float32 and
@@ -168,12 +118,14 @@ def check_exact(whole: Runner, halves: Sequence[Runner], feeder: Feeder, frames:
         ProofError: an output differs; or the model itself answers differently every time.
     """
     some = frames[:_PROOF_FRAMES]
-    feeds = [feeder.one(frame) for frame in some] + [feed for feed, count in feeder.groups(some, len(some)) if count > 1]
+    feeds = [feeder.one(frame) for frame in some] + [
+        feed for feed, count in feeder.groups(some, len(some)) if count > 1
+    ]
     exact = True
     for feed in feeds:
         expected = whole(feed)
         made = dict(feed)
-        for part in halves:
+        for part in parts:
             made |= part(made)
         for name, array in expected.items():
             if identical(array, made[name]):
@@ -255,8 +207,7 @@ class _Tally:
 
 
 def measure(
-    head: Runner,
-    tail: Runner,
+    parts: Sequence[Runner],
     feeder: Feeder,
     *,
     groups: Sequence[tuple[Mapping[str, Array], int]],
@@ -270,7 +221,7 @@ def measure(
     """What each quality costs and keeps, through the graphs that are deployed.
 
     Args:
-        head, tail: the halves.
+        parts: the graphs of the cut, in the order in which they run.
         feeder: as the frames were grouped with.
         groups: frames, as sessions take them, and their number in each group.
         references: what the whole model answers to each group.
@@ -284,8 +235,9 @@ def measure(
     for done, ((feed, count), expected) in enumerate(zip(groups, references, strict=True)):
         for quality, tally in enumerate(tallies):
             chosen = {} if quality_input is None else {quality_input: np.full(count, quality, np.int32)}
-            made = head({**feed, **chosen})
-            made |= tail({**made, **chosen})
+            made = {**feed, **chosen}
+            for part in parts:
+                made |= part(made)
             tally.payload_bytes += _payload(made, crossing, quality, feeder.batched)
             _compare(tally, made, expected, classifier, feeder.batched)
             tally.frames += count
