@@ -226,11 +226,11 @@ def _check_leaks(flow: Flow, names: Sequence[str], side: int, before: Sequence[i
         outside = maker is None and option == "--until"  # an input that the final part reads is on the device anyway
         if tensor in names or outside or (maker is not None and not sources >> maker & 1):
             continue
-        reader = next(i for i in flow.readers[tensor] if side >> i & 1)
+        reader = graph.describe(flow.nodes[next(i for i in flow.readers[tensor] if side >> i & 1)])
+        together = f" {option} ".join(["", *names, tensor]).strip()
         raise CutError(
-            f"{joined} does not separate the graph: {tensor!r} leaks past it into "
-            f"{graph.describe(flow.nodes[reader])}; cut at all of them ({option} {f' {option} '.join([*names, tensor])}) "
-            "or elsewhere"
+            f"{joined} does not separate the graph: {tensor!r} leaks past it into {reader}; "
+            f"cut at all of them ({together}) or elsewhere"
         )
     for name in names:
         if not flow.reader_bits[name] & side:

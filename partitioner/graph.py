@@ -24,6 +24,14 @@ from .shapes import BATCH, OPAQUE, TensorInfo, batched, infer
 
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli"})
 _RANDOM_MORE = frozenset({"Multinomial", "Dropout"})
+_SHAPED_BY = {
+    **dict.fromkeys(("Reshape", "Expand", "Tile", "TopK", "OneHot", "Split", "Unsqueeze", "Squeeze", "Trilu"), (1,)),
+    **dict.fromkeys(("Pad", "CenterCropPad", "Upsample", "AffineGrid"), (1, 3)),
+    **dict.fromkeys(("NonZero", "ConstantOfShape", "Unique"), (0,)),
+    **dict.fromkeys(("Slice", "Resize"), (1, 2, 3, 4)),
+    **dict.fromkeys(("Range", "Compress"), (0, 1, 2)),
+}
+"""Ops whose output's shape is said by the values of inputs, and which those are."""
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _MOVES = frozenset(
     (
@@ -161,9 +169,16 @@ def captures(graph: onnx.GraphProto) -> Iterator[str]:
 def _free_nodes(
     nodes: list[onnx.NodeProto], uses: list[tuple[str, ...]], weights: Iterable[str], infos: dict[str, TensorInfo]
 ) -> set[int]:
+    """The nodes that either side can repeat. Shapes that hang on the values of data are made opaque on the way."""
     known = set(weights)
     free = set()
+    doubtful: set[str] = set()
     for index, node in enumerate(nodes):
+        shaping = _SHAPED_BY.get(node.op_type, ())
+        if doubtful.intersection(uses[index]) or any(name and name not in known for name in _at(node, shaping)):
+            doubtful.update(node.output)
+            # A trial run saw one shape; other data may give another.
+            infos |= {name: infos[name].opaque() for name in node.output if name in infos and infos[name].observed}
         if _is_random(node):
             continue
         if all(name in known for name in uses[index]) or (
@@ -172,6 +187,10 @@ def _free_nodes(
             free.add(index)
             known.update(node.output)
     return free
+
+
+def _at(node: onnx.NodeProto, positions: Iterable[int]) -> list[str]:
+    return [node.input[i] for i in positions if i < len(node.input)]
 
 
 def _is_random(node: onnx.NodeProto) -> bool:

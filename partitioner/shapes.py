@@ -55,11 +55,18 @@ class TensorInfo:
     """ONNX element type."""
     dims: tuple[Dim, ...] | None
     """None where nothing tells the rank."""
+    observed: bool = False
+    """Seen in a trial run alone."""
 
     @property
     def sizes(self) -> tuple[int, ...] | None:
         """The shape for one frame, batch axis included."""
         return None if self.dims is None else tuple(dim.size for dim in self.dims)
+
+    def opaque(self) -> TensorInfo:
+        """The same, trusting no dimension."""
+        dims = None if self.dims is None else tuple(Dim(dim.size or 1, OPAQUE) for dim in self.dims)
+        return TensorInfo(self.dtype, dims, self.observed)
 
     @property
     def batched(self) -> bool:
@@ -76,7 +83,7 @@ class Probe:
     batch: int
     others: Mapping[str, int]
     inverted: bool = False
-    """In a trial run, integers are 1 where they else are 0: a shape that then changes hangs on values."""
+    """In a trial run, integers are 2 or 3 where they else are 0 or 1: a shape that then changes hangs on values."""
 
 
 Sizes = dict[str, tuple[int, tuple[int | None, ...] | None]]
@@ -97,15 +104,16 @@ def infer(proto: onnx.ModelProto, folder: Path | None = None) -> dict[str, Tenso
         # Each symbol gets another change, so that two of equal size are told apart; 32 keeps pyramids aligned.
         probes.append(Probe(1, {name: size + 32 * (i + 1) for i, (name, size) in enumerate(nominal.items())}))
     runs = [_run(light, proto, probe) for probe in probes]
-    unknown = [name for name in _made(proto) if any(not _known(run.get(name)) for run in runs)]
+    unknown = {name for name in _made(proto) if any(not _known(run.get(name)) for run in runs)}
     if unknown and proto.ByteSize() + external_bytes(proto) <= _TRIAL_BYTES:
         probes.append(Probe(1, nominal, inverted=True))
         runs.append(runs[0])
-        runs = [run | observe(proto, folder, unknown, probe) for run, probe in zip(runs, probes, strict=True)]
+        runs = [run | observe(proto, folder, sorted(unknown), probe) for run, probe in zip(runs, probes, strict=True)]
     infos = {}
     for name, (dtype, shape) in runs[0].items():
         shapes = [run.get(name, (dtype, None))[1] for run in runs]
-        infos[name] = TensorInfo(dtype, _explain(shapes, probes, symbols) if shape is not None else None)
+        dims = _explain(shapes, probes, symbols) if shape is not None else None
+        infos[name] = TensorInfo(dtype, dims, observed=name in unknown)
     return infos
 
 
@@ -158,7 +166,7 @@ def made_up_inputs(proto: onnx.ModelProto, probe: Probe, seed: int = 0) -> dict[
         if is_float(kind.elem_type):
             feed[value.name] = rng.uniform(-1, 1, shape).astype(dtype)
         else:
-            feed[value.name] = (rng.integers(0, 2, shape) ^ probe.inverted).astype(dtype)
+            feed[value.name] = ((rng.integers(0, 2, shape) ^ probe.inverted) + (2 * probe.inverted * (dtype != bool))).astype(dtype)
     return feed
 
 
@@ -263,6 +271,8 @@ def _explain(
     first = shapes[0]
     if first is None or any(shape is None or len(shape) != len(first) for shape in shapes):
         return None
+    if any(probe.inverted and shape != first for shape, probe in zip(shapes, probes, strict=True)):
+        return tuple(Dim(size or 1, OPAQUE) for size in first)  # it hangs on values: who knows what others would do
     return tuple(_explain_dim(sizes, probes, symbols) for sizes in zip(*filter(None, shapes), strict=True))
 
 
