@@ -171,6 +171,9 @@ def run(
     quality: Annotated[int | None, typer.Option(help="0 is the smallest payload; the best by default.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds after which a frame without an answer is an error.")] = 10.0,
     threads: Annotated[int, typer.Option(min=0, help="Threads the head may use; 0 for one a core.")] = 0,
+    window: Annotated[
+        int, typer.Option(min=1, help="Frames under way at once: more for the rate, 1 for the delay.")
+    ] = 8,
     save_outputs: Annotated[
         Path | None, typer.Option(help="Folder for the raw output tensors, one .npz a frame.")
     ] = None,
@@ -195,6 +198,7 @@ def run(
             quality=quality,
             timeout_s=timeout,
             threads=threads,
+            window=window,
             save_outputs=save_outputs,
         ):
             show(outcome)

@@ -45,7 +45,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Durations of one stage of a frame's way, at the best quality, in milliseconds."""
+    """Durations of one stage of a frame's way, one frame at a time at the best quality, in milliseconds."""
 
     name: str
     p50_ms: float
@@ -85,23 +85,24 @@ def run(*, fresh: bool, progress: Progress) -> Report:
     truth: dict[str, int] = json.loads((folder / "truth.json").read_text())
     ways = list(_without_a_cut(folder, bundle, truth))
     cut = bundle.manifest.cuts[0]
-    outcomes: list[dict[str, Any]] = []
     with _server(folder / "bundles") as address:
         for quality in reversed(range(len(cut.qualities))):
-            answers = _stream(bundle.root, address, folder / "digits", quality)
-            outcomes = outcomes or answers
+            answers = _stream(bundle.root, address, folder / "digits", "--quality", quality)
             right = np.mean([answer["top"][0]["index"] == truth[Path(answer["source"]).name] for answer in answers])
             sent = np.mean([answer["wire_bytes"] for answer in answers])
             progress("streaming", len(cut.qualities) - quality, len(cut.qualities))
             ways.append(
-                Way(f"split, quality {quality} ({cut.qualities[quality].bits:g} bits)", float(right), float(sent))
+                Way(f"split, quality {quality} ({cut.qualities[quality].bits:.3g} bits)", float(right), float(sent))
             )
+        progress("one at a time", 0, 1)
+        alone = _stream(bundle.root, address, folder / "digits", "--window", 1)
+        progress("one at a time", 1, 1)
     return Report(
         cut=cut.name,
         symbols=tuple(d or 0 for d in cut.crossing[0].symbols.shape),
         frames=len(truth),
         ways=tuple(ways),
-        stages=tuple(_stages(outcomes)),
+        stages=tuple(_stages(alone)),
         bundle=bundle.root,
     )
 
@@ -193,12 +194,10 @@ def _server(bundles: Path) -> Iterator[str]:
             process.kill()
 
 
-def _stream(bundle: Path, address: str, pictures: Path, quality: int) -> list[dict[str, Any]]:
+def _stream(bundle: Path, address: str, pictures: Path, *options: object) -> list[dict[str, Any]]:
     """What a device process says of every picture."""
-    command = [sys.executable, "-m", "narrows", "run", str(bundle), "--server", address, "--input", str(pictures)]
-    done = subprocess.run(
-        [*command, "--quality", str(quality), "--json"], stdout=subprocess.PIPE, text=True, check=True
-    )
+    command = [sys.executable, "-m", "narrows", "run", bundle, "--server", address, "--input", pictures, "--json"]
+    done = subprocess.run([*map(str, (*command, *options))], stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

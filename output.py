@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,11 @@ def bundle(made: Bundle, *, as_json: bool) -> None:
         for i, quality in enumerate(cut.qualities):
             agreement = "" if quality.agreement is None else f"{quality.agreement:.1%}"
             table.add_row(
-                str(i), f"{quality.bits:g}", f"{quality.payload_bytes:,.0f}", agreement, f"{quality.max_deviation:.3g}"
+                str(i),
+                f"{quality.bits:.3g}",
+                f"{quality.payload_bytes:,.0f}",
+                agreement,
+                f"{quality.max_deviation:.3g}",
             )
         _out().print(table)
     _out().print(f"{made.root}  {made.digest[:12]}")
@@ -133,24 +138,27 @@ def listening(address: str, *, as_json: bool) -> None:
 
 @contextmanager
 def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
-    """Print outcomes as they come, and on a terminal a line that counts them."""
+    """Print outcomes as they come; on a terminal with a bar that counts them, and a summary at the end."""
     if as_json:
         yield lambda outcome: _print_json(outcome.to_json())
         return
-    console, seen = _out(), []
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    def show(outcome: Outcome) -> None:
-        seen.append(outcome)
-        console.print(_line(outcome), markup=False, soft_wrap=True)
+    summary = _Summary()
+    # One console for bar and lines where both are on a terminal, or they would write over each other.
+    bar_console = _out() if sys.stdout.isatty() else _err()
+    line_console = bar_console if sys.stdout.isatty() else _out()
+    columns = (SpinnerColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeElapsedColumn())
+    with Progress(*columns, console=bar_console, disable=not bar_console.is_terminal, transient=True) as bar:
+        task = bar.add_task("frames", total=None)
 
-    with _err().status("waiting for the first frame") if sys.stderr.isatty() else _nothing() as status:
-        yield lambda outcome: (show(outcome), status and status.update(f"{len(seen)} frames"))[0]
-    _summary(seen)
+        def show(outcome: Outcome) -> None:
+            summary.add(outcome)
+            line_console.print(_line(outcome), markup=False, soft_wrap=True)
+            bar.advance(task)
 
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
+        yield show
+    summary.print()
 
 
 def _line(outcome: Outcome) -> str:
@@ -161,19 +169,32 @@ def _line(outcome: Outcome) -> str:
     return f"{outcome.source}  {answer}  {outcome.wire_bytes:,} bytes  {outcome.ms['total']:.1f} ms"
 
 
-def _summary(seen: Iterable[Outcome]) -> None:
-    import numpy as np
+class _Summary:
+    """Bytes and durations of the last frames; of no more than that, for a camera never ends."""
 
-    good = [outcome for outcome in seen if outcome.error is None]
-    if not good:
-        return
-    table = _table(f"{len(good)} frames answered", "", "p50", "p95")
-    rows = [("bytes on the wire", [float(o.wire_bytes) for o in good])]
-    rows += [(f"{stage}, ms", [o.ms[stage] for o in good if stage in o.ms]) for stage in good[0].ms]
-    for name, values in rows:
-        low, high = np.percentile(values, (50, 95))
-        table.add_row(name, f"{low:,.2f}", f"{high:,.2f}")
-    _err().print(table)
+    _LAST = 10_000
+
+    def __init__(self) -> None:
+        self._answered = self._failed = 0
+        self._columns: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=self._LAST))
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            self._failed += 1
+            return
+        self._answered += 1
+        self._columns["bytes on the wire"].append(float(outcome.wire_bytes))
+        for stage, duration_ms in outcome.ms.items():
+            self._columns[f"{stage}, ms"].append(duration_ms)
+
+    def print(self) -> None:
+        import numpy as np
+
+        table = _table(f"{self._answered} frames answered, {self._failed} failed", "", "p50", "p95")
+        for name, values in self._columns.items():
+            low, high = np.percentile(values, (50, 95))
+            table.add_row(name, f"{low:,.2f}", f"{high:,.2f}")
+        _err().print(table)
 
 
 def demo(report: Report, *, as_json: bool) -> None:
@@ -186,7 +207,7 @@ def demo(report: Report, *, as_json: bool) -> None:
     png = report.ways[0].wire_bytes
     for way in report.ways:
         table.add_row(way.name, f"{way.accuracy:.1%}", f"{way.wire_bytes:,.0f}", f"{way.wire_bytes / png:.0%}")
-    stages = _table("\nwhere the time goes, at the best quality", "stage", "p50, ms", "p95, ms")
+    stages = _table("\nwhere the time goes, one frame at a time, 8 bits", "stage", "p50, ms", "p95, ms")
     for stage in report.stages:
         stages.add_row(stage.name, f"{stage.p50_ms:.2f}", f"{stage.p95_ms:.2f}")
     console = _out()

@@ -29,6 +29,7 @@ def run_source(
     quality: int | None = None,
     timeout_s: float = 10.0,
     threads: int = 0,
+    window: int = 8,
     save_outputs: Path | None = None,
 ) -> Iterator[Outcome]:
     """Stream a source through a bundle and a server.
@@ -41,6 +42,7 @@ def run_source(
         quality: 0 is the smallest payload; the best by default.
         timeout_s: a frame without an answer by then ends in an error.
         threads: threads that the head may use; 0 for one a core.
+        window: frames under way at once, at most.
         save_outputs: a folder for the raw outputs, one `.npz` a frame. Without it the best classes alone are asked
             for, where the model is a classifier.
 
@@ -56,6 +58,7 @@ def run_source(
         quality=quality,
         timeout_s=timeout_s,
         wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP),
+        window=window,
         session=SessionOptions(threads=threads),
     )
     with Device(bundle, server, options) as device:

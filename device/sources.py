@@ -119,14 +119,14 @@ def _columns(path: Path, manifest: Manifest) -> list[Array]:
     """
     names = [spec.name for spec in manifest.inputs]
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            held = {"": loaded}
+        if path.suffix.lower() == ".npy":
+            held = {"": np.lib.format.open_memmap(path, mode="r")}
         else:
-            with loaded as archive:
+            # np.load would leave a file open that it was given by name and found to be damaged.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 wanted = names if set(names) <= set(archive.files) else archive.files[:2]
                 held = {name: archive[name] for name in wanted}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise SourceError(f"{path}: not a readable array file ({error})") from None
     if set(names) <= set(held):
         return [held[name] for name in names]

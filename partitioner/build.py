@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from ..runtime.bundle import Bundle, BundleWriter
-from ..runtime.errors import SourceError, UsageError
+from ..runtime.errors import CutError, SourceError, UsageError
 from ..runtime.manifest import (
     SCHEMA,
     CrossingTensor,
@@ -30,7 +30,7 @@ from ..runtime.manifest import (
 )
 from ..runtime.session import runtime
 from .batch import with_batch, with_one
-from .channels import channel_axis
+from .channels import channel_axis, useful_range
 from .cuts import CutPoint, Separation, list_points, separate
 from .data import DEFAULT_FRAMES, Calibration, Frame, made_up_frames, read_frames
 from .graph import Graph, require_data, view
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-Source = "str | Path | Model | torch.nn.Module"
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
+DEFAULT_QUANTISER = Quantiser()
 _GROUP = 8
 _GROUP_ELEMENTS = 1 << 24
 """A group of frames holds at most so many elements of the cut, so that large cuts are calibrated a frame at a time."""
@@ -87,8 +87,8 @@ def cut_model(
     output: str | Path,
     calibrate: Calibration | None = None,
     preprocess: str | Preprocess | None = None,
-    labels: str | Path | Sequence[str] = (),
-    quantiser: Quantiser | None = Quantiser(),
+    labels: str | Path | Sequence[str] | None = None,
+    quantiser: Quantiser | None = DEFAULT_QUANTISER,
     name: str | None = None,
     frames: int = DEFAULT_FRAMES,
     progress: Progress | None = None,
@@ -97,7 +97,7 @@ def cut_model(
 
     Args:
         model: what `load` takes.
-        at: the tensor or the tensors to cut at; the best single tensor when None.
+        at: the tensor or the tensors to cut at, several also joined by "+"; the best single tensor when None.
         output: where the bundle goes; nothing is there unless all went well.
         calibrate: what `read_frames` takes. Without it nothing can be quantised, and the proof runs on noise.
         preprocess: what `preprocess.parse` takes; None for a model that takes raw tensors.
@@ -119,9 +119,9 @@ def cut_model(
     if wanted is not None:
         loaded = with_pictures(loaded, wanted)
     names = read_labels(labels)
-    points = [at] if isinstance(at, str) else at
+    points = [at] if isinstance(at, str) else list(at or ())
     with tempfile.TemporaryDirectory(prefix="narrows.") as folder, BundleWriter(Path(output)) as writer:
-        plan = job.plan(loaded, points, calibrate, wanted, frames, Path(folder))
+        plan = job.plan(loaded, points, calibrate=calibrate, preprocess=wanted, limit=frames, folder=Path(folder))
         cut, outputs = job.write(plan, writer)
         return writer.finish(
             Manifest(
@@ -172,7 +172,8 @@ class _Job:
     def plan(
         self,
         model: Model,
-        at: Sequence[str] | None,
+        at: Sequence[str],
+        *,
         calibrate: Calibration | None,
         preprocess: Preprocess | None,
         limit: int,
@@ -186,7 +187,7 @@ class _Job:
             self.progress("reading the graph", 0, 1)
             graph = view(candidate)
             require_data(graph)
-            separation = separate(graph, at or [list_points(graph)[0].name])
+            separation = separate(graph, _resolve(graph, at))
             if graph.batched and not _all_batched(graph, separation):
                 continue
             inputs = [_spec(name, graph.infos[name], graph.batched) for name in graph.inputs]
@@ -228,7 +229,7 @@ class _Job:
         quantised = halves.quality_input is not None and self.quantiser is not None
         levels = self.quantiser.levels if quantised and self.quantiser else ()
         tensors = tuple(_crossing_tensor(c, plan.graph, len(levels)) for c in crossing)
-        qualities, outputs = self._measure(plan, halves, head, tail, tensors, levels)
+        qualities, outputs = self._measure(plan, halves, head, tail, tensors=tensors, levels=levels)
         cut = Cut(
             name="+".join(c.tensor for c in crossing),
             head="head.onnx",
@@ -257,9 +258,10 @@ class _Job:
         names = {c.tensor: c.symbols for c in cross(plan.graph, plan.separation, {})}
         axes = {name: self._axis(plan, name, config) for name in floats}
         ranges = {name: RangeStatistics(axes[name]) for name in floats}
-        self._pass(plan, head, "calibrating: ranges", lambda made: [ranges[n].add(made[names[n]]) for n in floats])
-        histograms = {name: Histograms(axes[name], *ranges[name].bounds()) for name in floats}
-        self._pass(plan, head, "calibrating: steps", lambda made: [histograms[n].add(made[names[n]]) for n in floats])
+        self._pass(plan, head, "calibrating: ranges", ranges, names)
+        useful = {name: useful_range(plan.graph, name, plan.separation.tail) for name in floats}
+        histograms = {name: Histograms(axes[name], *ranges[name].bounds(useful[name])) for name in floats}
+        self._pass(plan, head, "calibrating: steps", histograms, names)
         return {name: solve(histograms[name], config) for name in floats}
 
     def _axis(self, plan: _Plan, name: str, config: Quantiser) -> int | None:
@@ -268,10 +270,20 @@ class _Job:
         axis = config.channel_axis if config.channel_axis is not None else channel_axis(plan.graph, name)
         return choose_axis(plan.graph.infos[name], axis, len(plan.frames))
 
-    def _pass(self, plan: _Plan, head: Runner, stage: str, take: Callable[[Mapping[str, Array]], object]) -> None:
+    def _pass(
+        self,
+        plan: _Plan,
+        head: Runner,
+        stage: str,
+        collectors: Mapping[str, RangeStatistics] | Mapping[str, Histograms],
+        names: Mapping[str, str],
+    ) -> None:
+        """Run all frames through the head and show the collectors their tensors."""
         done = 0
         for feed, count in plan.feeder.groups(plan.frames, plan.group):
-            take(head(feed))
+            made = head(feed)
+            for name, collector in collectors.items():
+                collector.add(made[names[name]])
             done += count
             self.progress(stage, done, len(plan.frames))
 
@@ -281,6 +293,7 @@ class _Job:
         halves: Halves,
         head: Runner,
         tail: Runner,
+        *,
         tensors: tuple[CrossingTensor, ...],
         levels: tuple[int, ...],
     ) -> tuple[tuple[Quality, ...], tuple[OutputSpec, ...]]:
@@ -289,7 +302,7 @@ class _Job:
         references = [whole(feed) for feed, _ in groups]
         batched = plan.graph.batched
         outputs = tuple(
-            OutputSpec(_output_spec(plan, name, references[0][name]), cast(Any, classify(references, name, batched)))
+            OutputSpec(_output_spec(plan, name, references[0][name]), classify(references, name, batched))
             for name in plan.graph.outputs
         )
         classifier = next((output.tensor.name for output in outputs if output.kind != "tensor"), None)
@@ -297,15 +310,25 @@ class _Job:
             head,
             tail,
             plan.feeder,
-            groups,
-            references,
-            tensors,
-            [math.log2(level) for level in levels] or [_plain_bits(halves.crossing)],
-            halves.quality_input,
-            classifier,
-            lambda done, total: self.progress("measuring the qualities", done, total),
+            groups=groups,
+            references=references,
+            crossing=tensors,
+            qualities=[math.log2(level) for level in levels] or [_plain_bits(halves.crossing)],
+            quality_input=halves.quality_input,
+            classifier=classifier,
+            progress=lambda done, total: self.progress("measuring the qualities", done, total),
         )
         return qualities, outputs
+
+
+def _resolve(graph: Graph, at: Sequence[str]) -> Sequence[str]:
+    """The tensors that a cut's name stands for; those of the best cut when no name is given."""
+    if not at:
+        points = list_points(graph)
+        if not points:
+            raise CutError(f"{graph.model.name}: no single tensor separates this graph; name several (--at A --at B)")
+        return [points[0].name]
+    return [part for name in at for part in (name.split("+") if not graph.is_data(name) else [name])]
 
 
 def _measured(plan: _Plan, qualities: int) -> list[Frame]:
@@ -378,14 +401,14 @@ def _frame(array: Array, batched: bool) -> Array:
     return array[0] if batched else array
 
 
-def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
+def read_labels(labels: str | Path | Sequence[str] | None) -> tuple[str, ...]:
     """Class names, given or from a file with one a line.
 
     Raises:
         SourceError: the file cannot be read.
     """
     if not isinstance(labels, str | Path):
-        return tuple(labels)
+        return tuple(labels or ())
     try:
         return tuple(Path(labels).read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:

@@ -25,11 +25,11 @@ from .shapes import TensorInfo, numpy_name
 
 logger = logging.getLogger(__name__)
 
-_CLAMPS = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax"})
-
 MAX_CUTS = 50_000
 MAX_STEPS = 400_000
 """Of the search. Two towers of a thousand nodes each have a million cuts between them; nobody reads those."""
+
+_ONE_SIDED = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax", "Softplus"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class CutTensor:
     elements: int
     raw_bytes: int
     """Uncoded, in the model's own element type."""
+    one_sided: bool = False
+    """Made by an activation without negative values, so that no symbols are spent on those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,35 +374,25 @@ def list_points(graph: Graph, max_tensors: int = 1) -> list[CutPoint]:
     def score(point: CutPoint) -> float:
         return point.symbol_bytes / input_elements + point.head_flops / total_flops
 
-    best = _pareto(points, [_clamping_flops(graph, point) for point in points])
+    best = _pareto(points)
     points = [replace(point, pareto=i in best) for i, point in enumerate(points)]
-    return sorted(points, key=lambda point: (not point.pareto, score(point), point.raw_bytes, point.depth, point.name))
+    return sorted(points, key=lambda point: (not point.pareto, score(point), _cost(point), point.depth, point.name))
 
 
-def _clamping_flops(graph: Graph, point: CutPoint) -> int:
-    """Work of the activations that end a cut's head by throwing away what is below zero."""
-    makers = (graph.producer.get(tensor.name) for tensor in point.tensors)
-    return sum(graph.flops[i] for i in makers if i is not None and graph.nodes[i].op_type in _CLAMPS)
-
-
-def _pareto(points: Sequence[CutPoint], clamping: Sequence[int]) -> set[int]:
-    """Indices of the points that no other beats.
-
-    A clamp counts as no work, and wins the tie with what it clamps: behind it half of the values are zero and the
-    quantiser has its steps for the other half alone.
-    """
+def _pareto(points: Sequence[CutPoint]) -> set[int]:
     best: set[int] = set()
     fewest = math.inf
-    for i in sorted(range(len(points)), key=lambda i: _cost(points[i], clamping[i])):
+    for i in sorted(range(len(points)), key=lambda i: _cost(points[i])):
         if points[i].symbol_bytes < fewest:
             fewest = points[i].symbol_bytes
             best.add(i)
     return best
 
 
-def _cost(point: CutPoint, clamping: int) -> tuple[int, int, int, int]:
-    """Work before the cut, then bytes; among equals a tensor of integers comes first, for it needs no quantiser."""
-    return point.head_flops - clamping, point.symbol_bytes, point.raw_bytes, -clamping
+def _cost(point: CutPoint) -> tuple[int, int, int, int]:
+    """Work before the cut, then bytes; among equals integers come first, for they need no quantiser, then ReLUs."""
+    signed = sum(not tensor.one_sided for tensor in point.tensors)
+    return point.head_flops, point.symbol_bytes, point.raw_bytes, signed
 
 
 class Pricer:
@@ -454,13 +446,18 @@ class Pricer:
             if not bits & tail:
                 tail_params -= graph.weights[weight]
         return CutPoint(
-            tensors=tuple(describe(name, graph.infos.get(name)) for name in names),
+            tensors=tuple(self._tensor(name) for name in names),
             head_params=head_params,
             tail_params=tail_params,
             head_flops=head_flops,
             tail_flops=int(self.flops[-1]) - head_flops,
             depth=max(self.depths[flow.maker[name]] if name in flow.maker else 0 for name in names),
         )
+
+    def _tensor(self, name: str) -> CutTensor:
+        maker = self.graph.producer.get(name)
+        one_sided = maker is not None and self.graph.nodes[maker].op_type in _ONE_SIDED
+        return replace(describe(name, self.graph.infos.get(name)), one_sided=one_sided)
 
 
 def describe(name: str, info: TensorInfo | None) -> CutTensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..runtime.errors import MissingDependencyError
+from .quiet import quiet_exporter
 
 SIZE = 48
 """Pixels a side. The scans are 8×8; enlarged, there is something to cut."""
@@ -97,12 +98,12 @@ def train(digits: Digits, epochs: int = 12, progress: Callable[[int, int], None]
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-2, total_steps=epochs * steps)
     for epoch in range(epochs):
-        for rows in torch.randperm(len(x)).split(batch):
+        for rows in torch.randperm(len(x)).split(batch):  # type: ignore[no-untyped-call]
             # A pixel or two of shift: the only augmentation that leaves every digit what it is.
             shift = tuple(int(s) for s in torch.randint(-3, 4, (2,)))
             loss = nn.functional.cross_entropy(model(x[rows].roll(shift, (2, 3))), y[rows])
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
         if progress is not None:
@@ -113,14 +114,15 @@ def train(digits: Digits, epochs: int = 12, progress: Callable[[int, int], None]
 def export(model: nn.Module, path: str) -> None:
     """Write the classifier as ONNX: input `image` `float32 [batch, 3, SIZE, SIZE]`, output `logits`."""
     example = torch.zeros(2, 3, SIZE, SIZE)
-    torch.onnx.export(
-        model,
-        (example,),
-        path,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with quiet_exporter():
+        torch.onnx.export(
+            model,
+            (example,),
+            path,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )

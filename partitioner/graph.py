@@ -25,26 +25,13 @@ _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "Rando
 _RANDOM_MORE = frozenset({"Multinomial", "Dropout"})
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _MOVES = frozenset(
-    [
-        "Cast",
-        "CastLike",
-        "Concat",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "Expand",
-        "Flatten",
-        "Identity",
-        "Pad",
-        "QuantizeLinear",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    ]
+    (
+        *("Cast", "CastLike", "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+        *("Concat", "Expand", "Flatten", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+        *("Clip", "LeakyRelu", "Relu"),
+    )
 )
-"""Ops that move or convert numbers; they count as no work."""
+"""Ops that move, convert or clip numbers; they count as no work."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +129,7 @@ def view(model: Model) -> Graph:
     producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     infos = infer(model.proto, model.folder)
     free = _free_nodes(nodes, uses, weights, infos)
-    live = _live_nodes(outputs, uses, producer)
+    live = _live_nodes(outputs, uses, producer, free)
     data = [i for i in range(len(nodes)) if i in live and i not in free]
     return Graph(
         model=model,
@@ -201,12 +188,15 @@ def _can_be_said(names: tuple[str, ...], infos: dict[str, TensorInfo]) -> bool:
     return info is not None and info.dims is not None and all(dim.symbol != OPAQUE for dim in info.dims)
 
 
-def _live_nodes(outputs: tuple[str, ...], uses: list[tuple[str, ...]], producer: dict[str, int]) -> set[int]:
+def _live_nodes(
+    outputs: tuple[str, ...], uses: list[tuple[str, ...]], producer: dict[str, int], free: set[int]
+) -> set[int]:
+    """Nodes whose values reach an output; a node that only lends its shape does not count."""
     live: set[int] = set()
     stack = [producer[name] for name in outputs if name in producer]
     while stack:
         node = stack.pop()
-        if node not in live:
+        if node not in live and node not in free:
             live.add(node)
             stack.extend(producer[name] for name in uses[node] if name in producer)
     return live

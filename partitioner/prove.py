@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-Kind = str
+Kind = Literal["logits", "probabilities", "scores", "tensor"]
 
 PROOF_LEVEL = "disabled"
 _PROOF_FRAMES = 3
@@ -149,8 +149,8 @@ def check_exact(whole: Runner, head: Runner, tail: Runner, feeder: Feeder, frame
             if not identical(array, whole(feed)[name]):
                 raise ProofError(f"{name!r}: the model answers differently every time, so no cut can be proven")
             raise ProofError(
-                f"{name!r} of the two halves differs from the whole model's by up to {_distance(array, made[name])[0]:.3g}"
-                f" (CPU, optimisation {PROOF_LEVEL}); cut elsewhere"
+                f"{name!r} of the two halves differs from the whole model's by up to "
+                f"{_distance(array, made[name])[0]:.3g} (CPU, optimisation {PROOF_LEVEL}); cut elsewhere"
             )
 
 
@@ -221,6 +221,7 @@ def measure(
     head: Runner,
     tail: Runner,
     feeder: Feeder,
+    *,
     groups: Sequence[tuple[Mapping[str, Array], int]],
     references: Sequence[Mapping[str, Array]],
     crossing: Sequence[CrossingTensor],

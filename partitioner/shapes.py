@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ..runtime.errors import BundleError
+from ..runtime.errors import BundleError, ModelError
 from ..runtime.session import SessionOptions, graph_errors, open_session
 from .store import external_bytes, write
 
@@ -125,8 +125,8 @@ def observe(proto: onnx.ModelProto, folder: Path | None, names: Sequence[str], p
         try:
             write(trial, folder, path)
             session = open_session(path, SessionOptions(optimisation="disabled"))
-            arrays = session.run(list(names), made_up_inputs(proto, probe))
-        except (BundleError, *graph_errors()) as error:
+            arrays = _attempt(session, names, made_up_inputs(proto, probe))
+        except (BundleError, ModelError) as error:
             logger.debug("the trial run for shapes fails: %s", error)
             return {}
     return {
@@ -134,6 +134,13 @@ def observe(proto: onnx.ModelProto, folder: Path | None, names: Sequence[str], p
         for name, array in zip(names, arrays, strict=True)
         if isinstance(array, np.ndarray)
     }
+
+
+def _attempt(session: Any, names: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
+    try:
+        return list(session.run(list(names), feed))
+    except graph_errors() as error:
+        raise ModelError(str(error)) from None
 
 
 def made_up_inputs(proto: onnx.ModelProto, probe: Probe, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime.errors import CutError
@@ -105,7 +106,7 @@ def _head(
     model.graph.input.extend(value for value in graph.model.proto.graph.input if value.name in inputs)
     for c in crossing:
         if c.table is not None:
-            quantiser_nodes(model.graph, c.tensor, c.symbols, c.info, c.table, quality or QUALITY)
+            quantiser_nodes(model.graph, c.tensor, c.symbols, info=c.info, table=c.table, quality=quality or QUALITY)
         elif c.symbols != c.tensor:
             model.graph.node.append(helper.make_node("Identity", [c.tensor], [c.symbols]))
         model.graph.output.append(value_info(c.symbols, c.symbols_dtype, c.info.dims))
@@ -124,7 +125,7 @@ def _tail(
     for c in crossing:
         model.graph.input.append(value_info(c.symbols, c.symbols_dtype, c.info.dims))
         if c.table is not None:
-            dequantiser_nodes(front, c.symbols, c.tensor, c.info, c.table, quality or QUALITY)
+            dequantiser_nodes(front, c.symbols, c.tensor, info=c.info, table=c.table, quality=quality or QUALITY)
         elif c.symbols != c.tensor:
             front.node.append(helper.make_node("Identity", [c.symbols], [c.tensor]))
     prepend(model.graph, front)
@@ -237,7 +238,7 @@ class _Side:
         return model
 
 
-def _constant(graph: onnx.GraphProto, name: str, array: np.ndarray) -> str:  # type: ignore[type-arg]
+def _constant(graph: onnx.GraphProto, name: str, array: NDArray[np.int64]) -> str:
     graph.initializer.append(numpy_helper.from_array(array, name))
     return name
 

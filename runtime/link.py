@@ -62,8 +62,10 @@ def channel_options(options: LinkOptions) -> list[Option]:
         # The device runs its own back-off and decides per frame: gRPC's would hide for minutes that a server is back.
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # In spite of its name also the time that a try to connect may take: below the round trips of the handshake no
+        # try would ever succeed. The device hangs up by its own clock, so this is no more than a lid.
+        ("grpc.min_reconnect_backoff_ms", 20_000),
         # Each Device has its own connection: with the shared pool, closing one would not close its socket.
         ("grpc.use_local_subchannel_pool", 1),
     ]

@@ -101,21 +101,21 @@ def test_kill_9_in_mid_stream_loses_nothing(bundle: Bundle, tmp_path: Path) -> N
     folder.mkdir()
     for i, picture in enumerate(pictures(FRAMES)):
         Image.fromarray(picture).save(folder / f"{i:03d}.png")
-    with server_process(bundle.root.parent) as (first, address):
+    with server_process(bundle.root.parent) as (first, address), (tmp_path / "outcomes").open("w") as out:
         device = subprocess.Popen(
             narrows("run", bundle.root, "--server", address, "--input", folder, "--json"),
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert device.stdout is not None
-        lines = [device.stdout.readline() for _ in range(20)]
+        while (tmp_path / "outcomes").read_text().count("\n") < 20:
+            assert device.poll() is None
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
         time.sleep(3)
         with server_process(bundle.root.parent, port=int(address.rpartition(":")[2])):
-            rest, errors = device.communicate(timeout=90)
-    said = [json.loads(line) for line in [*lines, *rest.splitlines()]]
+            _, errors = device.communicate(timeout=90)
+    said = [json.loads(line) for line in (tmp_path / "outcomes").read_text().splitlines()]
     assert [line["outcome"] for line in said] == ["ok"] * FRAMES, errors
     assert [Path(line["source"]).stem for line in said] == [f"{i:03d}" for i in range(FRAMES)]
     assert sorted(line["id"] for line in said) == sorted({line["id"] for line in said})
