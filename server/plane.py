@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_classes, classifier
-from ..runtime.errors import DrainingError, FrameTooLargeError, QualityError
+from ..runtime.errors import DrainingError, FrameTooLargeError, NarrowsError, QualityError
 from ..runtime.frame import Frame, Limits
 from ..runtime.manifest import Manifest
 from .batcher import Batcher, BatchOptions
@@ -18,6 +18,7 @@ from .catalogue import Catalogue, Served
 from .clients import Client, ClientLimits, Holdings
 from .job import Finished, Job
 from .repository import Model
+from .tally import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class DataPlane:
         self.limits = options.limits
         self.catalogue = Catalogue(self._serve)
         self.holdings = Holdings(options.clients)
+        self.observers: list[Observer] = []
         self.draining = False
         self._batch = options.batch
         self._loop = asyncio.get_running_loop()
@@ -69,21 +71,28 @@ class DataPlane:
             OverloadedError: no room in the queue, or too many bytes in flight.
             DrainingError: the server is going down.
         """
+        try:
+            return self._submit(served, Job(frame, wanted, client, done, frame.payload_bytes, served.model.name))
+        except NarrowsError as error:
+            for observer in self.observers:
+                observer.refused(served.model.name, error)
+            raise
+
+    def _submit(self, served: Served, job: Job) -> Job:
         if self.draining:
             raise DrainingError("the server is going down and takes no new frame; connect again")
-        size = frame.payload_bytes
-        if size > self.limits.max_frame_bytes:
+        if job.size > self.limits.max_frame_bytes:
             raise FrameTooLargeError(
-                f"a frame of {size} bytes, where {self.limits.max_frame_bytes} are allowed; "
+                f"a frame of {job.size} bytes, where {self.limits.max_frame_bytes} are allowed; "
                 "lower the quality, or raise the server's limit"
             )
-        batcher = self._find(served, frame)
-        job = Job(frame, wanted, client, done, size)
-        self.holdings.take(client, size)
+        batcher = self._find(served, job.frame)
+        job.route = batcher.name
+        self.holdings.take(job.client, job.size)
         try:
             displaced = batcher.submit(job)
         except BaseException:
-            self.holdings.release(client, size)
+            self.holdings.release(job.client, job.size)
             raise
         if displaced is not None:
             self._finish(displaced, Reply(displaced.frame.id, error=batcher.overloaded()))
@@ -148,6 +157,8 @@ class DataPlane:
     def _finish(self, job: Job, reply: Reply) -> None:
         self.holdings.release(job.client, job.size)
         job.done(reply)
+        for observer in self.observers:
+            observer.finished(job, reply)
 
 
 class _Shaper:
