@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_classes, classifier
-from ..runtime.errors import DrainingError, FrameTooLargeError, NarrowsError, QualityError
-from ..runtime.frame import Frame, Limits
+from ..runtime.errors import DrainingError, FrameError, FrameTooLargeError, NarrowsError, QualityError
+from ..runtime.frame import Frame, Limits, Mode
 from ..runtime.manifest import Manifest
 from .batcher import Batcher, BatchOptions
 from .catalogue import Catalogue, Served
 from .clients import Client, ClientLimits, Holdings
 from .job import Finished, Job
-from .repository import Model
+from .repository import Loaded, Model
 from .tally import Observer
 
 
@@ -123,27 +123,25 @@ class DataPlane:
         await self.catalogue.close()
 
     def _find(self, served: Served, frame: Frame) -> Batcher:
+        name = served.model.name
+        if frame.mode is not Mode.SPLIT:
+            if served.whole is None:
+                raise FrameError(f"bundle {name!r} does not bring its whole model here; send split frames")
+            return served.whole
         try:
-            return served.batchers[frame.cut]
+            return served.tails[frame.cut]
         except IndexError:
-            raise QualityError(
-                f"cut {frame.cut} is unknown; bundle {served.model.name!r} has 0…{len(served.batchers) - 1}"
-            ) from None
+            raise QualityError(f"cut {frame.cut} is unknown; bundle {name!r} has 0…{len(served.tails) - 1}") from None
 
     def _serve(self, model: Model) -> Served:
         shape = _Shaper(model.bundle.manifest)
-        batchers = (
-            Batcher(
-                f"{model.name}/{tail.engine.codec.cut.name}",
-                tail.engine,
-                shape,
-                self._hand_over,
-                self._batch,
-                cost=tail.cost,
-            )
-            for tail in model.tails
-        )
-        return Served(model, tuple(batchers))
+
+        def batcher(one: Loaded) -> Batcher:
+            name = f"{model.name}/{one.name}"
+            return Batcher(name, one.engine, shape, self._hand_over, self._batch, cost=one.cost)
+
+        whole = batcher(model.whole) if model.whole else None
+        return Served(model, tuple(map(batcher, model.tails)), whole)
 
     def _hand_over(self, finished: Finished) -> None:
         """From a worker to the event loop: one wake-up for the whole batch."""

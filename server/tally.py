@@ -105,7 +105,7 @@ def _model(served: Served) -> dict[str, object]:
     model = served.model
     cuts = [
         {"name": cut.name, "qualities": len(cut.qualities), "queued": len(batcher), "best_batch": batcher.best_batch}
-        for cut, batcher in zip(model.bundle.manifest.cuts, served.batchers, strict=False)
+        for cut, batcher in zip(model.bundle.manifest.cuts, served.tails, strict=True)
     ]
     return {
         "name": model.name,

@@ -48,7 +48,7 @@ def test_prometheus_scrapes_and_answers(tmp_path: Path) -> None:
         (tmp_path / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            address = "127.0.0.1:%d" % probe.getsockname()[1]
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
         command = [str(PROMETHEUS), f"--config.file={tmp_path / 'prometheus.yml'}", f"--web.listen-address={address}"]
         with subprocess.Popen(
             [*command, f"--storage.tsdb.path={tmp_path / 'data'}"], stderr=subprocess.DEVNULL
