@@ -11,8 +11,10 @@ class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODE_SPLIT: _ClassVar[Mode]
     MODE_OFFLOAD: _ClassVar[Mode]
+    MODE_TENSORS: _ClassVar[Mode]
 MODE_SPLIT: Mode
 MODE_OFFLOAD: Mode
+MODE_TENSORS: Mode
 
 class DescribeRequest(_message.Message):
     __slots__ = ("model",)

@@ -10,14 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_classes, classifier
-from ..runtime.errors import DrainingError, FrameTooLargeError, QualityError
-from ..runtime.frame import Frame, Limits
+from ..runtime.errors import DrainingError, FrameError, FrameTooLargeError, NarrowsError, QualityError
+from ..runtime.frame import Frame, Limits, Mode
 from ..runtime.manifest import Manifest
 from .batcher import Batcher, BatchOptions
 from .catalogue import Catalogue, Served
 from .clients import Client, ClientLimits, Holdings
 from .job import Finished, Job
-from .repository import Model
+from .repository import Loaded, Model
+from .tally import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class DataPlane:
         self.limits = options.limits
         self.catalogue = Catalogue(self._serve)
         self.holdings = Holdings(options.clients)
+        self.observers: list[Observer] = []
         self.draining = False
         self._batch = options.batch
         self._loop = asyncio.get_running_loop()
@@ -69,21 +71,28 @@ class DataPlane:
             OverloadedError: no room in the queue, or too many bytes in flight.
             DrainingError: the server is going down.
         """
+        try:
+            return self._submit(served, Job(frame, wanted, client, done, frame.payload_bytes, served.model.name))
+        except NarrowsError as error:
+            for observer in self.observers:
+                observer.refused(served.model.name, error)
+            raise
+
+    def _submit(self, served: Served, job: Job) -> Job:
         if self.draining:
             raise DrainingError("the server is going down and takes no new frame; connect again")
-        size = frame.payload_bytes
-        if size > self.limits.max_frame_bytes:
+        if job.size > self.limits.max_frame_bytes:
             raise FrameTooLargeError(
-                f"a frame of {size} bytes, where {self.limits.max_frame_bytes} are allowed; "
+                f"a frame of {job.size} bytes, where {self.limits.max_frame_bytes} are allowed; "
                 "lower the quality, or raise the server's limit"
             )
-        batcher = self._find(served, frame)
-        job = Job(frame, wanted, client, done, size)
-        self.holdings.take(client, size)
+        batcher = self._find(served, job.frame)
+        job.route = batcher.name
+        self.holdings.take(job.client, job.size)
         try:
             displaced = batcher.submit(job)
         except BaseException:
-            self.holdings.release(client, size)
+            self.holdings.release(job.client, job.size)
             raise
         if displaced is not None:
             self._finish(displaced, Reply(displaced.frame.id, error=batcher.overloaded()))
@@ -114,27 +123,25 @@ class DataPlane:
         await self.catalogue.close()
 
     def _find(self, served: Served, frame: Frame) -> Batcher:
+        name = served.model.name
+        if frame.mode is not Mode.SPLIT:
+            if served.whole is None:
+                raise FrameError(f"bundle {name!r} does not bring its whole model here; send split frames")
+            return served.whole
         try:
-            return served.batchers[frame.cut]
+            return served.tails[frame.cut]
         except IndexError:
-            raise QualityError(
-                f"cut {frame.cut} is unknown; bundle {served.model.name!r} has 0…{len(served.batchers) - 1}"
-            ) from None
+            raise QualityError(f"cut {frame.cut} is unknown; bundle {name!r} has 0…{len(served.tails) - 1}") from None
 
     def _serve(self, model: Model) -> Served:
         shape = _Shaper(model.bundle.manifest)
-        batchers = (
-            Batcher(
-                f"{model.name}/{tail.engine.codec.cut.name}",
-                tail.engine,
-                shape,
-                self._hand_over,
-                self._batch,
-                cost=tail.cost,
-            )
-            for tail in model.tails
-        )
-        return Served(model, tuple(batchers))
+
+        def batcher(one: Loaded) -> Batcher:
+            name = f"{model.name}/{one.name}"
+            return Batcher(name, one.engine, shape, self._hand_over, self._batch, cost=one.cost)
+
+        whole = batcher(model.whole) if model.whole else None
+        return Served(model, tuple(map(batcher, model.tails)), whole)
 
     def _hand_over(self, finished: Finished) -> None:
         """From a worker to the event loop: one wake-up for the whole batch."""
@@ -148,6 +155,8 @@ class DataPlane:
     def _finish(self, job: Job, reply: Reply) -> None:
         self.holdings.release(job.client, job.size)
         job.done(reply)
+        for observer in self.observers:
+            observer.finished(job, reply)
 
 
 class _Shaper:
