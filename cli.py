@@ -95,6 +95,12 @@ def cut(
     no_quantiser: Annotated[
         bool, typer.Option("--no-quantiser", help="Let the tensors of the cut cross as they are.")
     ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Give the device the whole model too: its fallback when the link fails.")
+    ] = False,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Give the server the whole model too: it then takes pictures as well.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Cut a model into a bundle: head, tail, and the tables between them, proven.
@@ -114,6 +120,7 @@ def cut(
             preprocess=preprocess,
             labels=labels or (),
             quantiser=None if no_quantiser else Quantiser(),
+            whole=[half for half, wanted in ((Half.DEVICE, local), (Half.SERVER, offload)) if wanted],
             name=name,
             progress=step,
         )

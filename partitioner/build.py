@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ def cut_model(
     until: str | Sequence[str] | None = None,
     weights: str | Path | None = None,
     quantiser: Quantiser | None = DEFAULT_QUANTISER,
+    whole: Collection[Half] = (),
     name: str | None = None,
     frames: int = DEFAULT_FRAMES,
     progress: Progress | None = None,
@@ -101,6 +102,8 @@ def cut_model(
         preprocess: what `preprocess.parse` takes; None for a model that takes raw tensors.
         labels: class names, or a file with one a line.
         quantiser: the ladder of qualities; None lets the tensors cross as they are.
+        whole: the halves that carry the whole model as well: the device's, as its fallback; the server's, so that
+            pictures can be sent to it.
         name: what devices ask a server for; the name of the output's folder when None.
         frames: at most so many calibration frames.
         progress: told of every step.
@@ -134,6 +137,7 @@ def cut_model(
                 files={},
                 preprocess=wanted,
                 labels=names,
+                local=_write_whole(plan, whole, writer),
                 tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
             )
         )
@@ -185,6 +189,16 @@ def _write(
     )
     write_golden(plan, cut, runners, writer)
     return cut, outputs
+
+
+def _write_whole(plan: Plan, halves: Collection[Half], writer: BundleWriter) -> str | None:
+    """Write the uncut model, preprocessing included, for the halves that want it; its file name."""
+    if not halves:
+        return None
+    name = "local.onnx"
+    if write(plan.graph.model.proto, plan.graph.model.folder, writer.add(name, *halves)):
+        writer.add(f"{name}.data", *halves)
+    return name
 
 
 def _cut_name(parts: Parts) -> str:
