@@ -199,6 +199,15 @@ class Device:
                 journey.do(stage)
         return arrived.get()
 
+    def warm_up(self, frames: Iterable[Value]) -> None:
+        """Run every graph on some frames and send nothing, so that a policy knows how long each takes.
+
+        Raises:
+            NarrowsError: a frame that the model does not take.
+        """
+        for index, frame in enumerate(frames):
+            self._stages.warm_up(as_input(frame, f"frame {index}", self.bundle.manifest))
+
     def _check_open(self) -> None:
         if not self._open:
             raise UsageError("the device is not open; use it as `with Device(…) as device:`")

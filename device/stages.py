@@ -14,6 +14,7 @@ from ..runtime.frame import FrameCodec
 from ..runtime.halves import Features, Head
 from ..runtime.session import graph_errors
 from .fallback import Fallback
+from .inputs import Input
 from .local import LocalModel
 from .outcome import LOCAL, Point
 from .pipeline import Journey
@@ -85,6 +86,20 @@ class Stages:
         if self.fallback is not None and journey.deadline is not None:
             self.fallback.guard(journey, journey.deadline)
         self.uplink.send(journey.parcel)
+
+    def warm_up(self, frame: Input) -> None:
+        """Run every graph once, and tell the planner how long it took.
+
+        Raises:
+            NarrowsError: the input's own error, or a shape that the graph does not take.
+        """
+        if frame.error is not None:
+            raise frame.error
+        journey = Journey(0, frame, LOCAL, time.monotonic(), {}, lambda _journey, _outcome: None)
+        for name in self.halves:
+            self._head(journey, Point("split", name, 0))
+        if self.local is not None:
+            self._answer_locally(journey)
 
     def _choose(self, journey: Journey) -> Choice:
         deadline_s = None if journey.deadline is None else journey.deadline - journey.began
