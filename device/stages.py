@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..runtime.answer import Reply
-from ..runtime.errors import DrainingError, InternalError, LinkError, NarrowsError, ShapeError
+from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
 from ..runtime.frame import FrameCodec
 from ..runtime.halves import Features, Head
 from ..runtime.session import graph_errors
@@ -25,7 +25,7 @@ from .uplink import Parcel, Uplink
 
 log = logging.getLogger(__name__)
 
-_FORGIVEN = (LinkError, DrainingError, InternalError)
+_FORGIVEN = (LinkError, DrainingError, InternalError, BundleMismatchError)
 """What the whole model on the device makes up for; any other error is the frame's own."""
 
 
@@ -95,7 +95,7 @@ class Stages:
         """
         if frame.error is not None:
             raise frame.error
-        journey = Journey(0, frame, LOCAL, time.monotonic(), {}, lambda _journey, _outcome: None)
+        journey = Journey(0, frame, self, LOCAL, time.monotonic(), {}, lambda _journey, _outcome: None)
         for name in self.halves:
             self._head(journey, Point("split", name, 0))
         if self.local is not None:
