@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..runtime.errors import NarrowsError
 from ..runtime.halves import Features
@@ -28,12 +28,26 @@ _JOIN_S = 5.0
 """How long `close` waits for a carrier: its source may be blocked in a camera's driver."""
 
 
+class Worker(Protocol):
+    """The stages that a frame goes through; each may raise the `NarrowsError` that the frame ends in."""
+
+    def compute(self, journey: Journey) -> None:
+        """The first stage."""
+        ...
+
+    def encode(self, journey: Journey) -> None:
+        """The second."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Journey:
     """One frame on its way from its input to its outcome."""
 
     index: int
     input: Input
+    engine: Worker
+    """What it goes through: that of its beginning, whatever comes after."""
     point: Point
     began: float
     """When the input was there, on `time.monotonic`'s clock."""

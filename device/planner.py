@@ -165,6 +165,8 @@ class Planner:
         return Candidate(
             point,
             latency_s=compute_s + link_s + server.mean_s,
+            device_s=compute_s,
+            server_s=server.mean_s,
             spread_s=head.spread_s + encode.spread_s + server.spread_s + self.link_spread.mean_s,
             wire_bytes=sent,
             accuracy=self._accuracy[point],
@@ -174,4 +176,14 @@ class Planner:
         )
 
     def _whole(self, local: Duration) -> Candidate:
-        return Candidate(LOCAL, local.mean_s, local.spread_s, 0.0, 1.0, self._power.compute_w * local.mean_s)
+        took_s = local.mean_s
+        return Candidate(
+            LOCAL,
+            latency_s=took_s,
+            device_s=took_s,
+            server_s=0.0,
+            spread_s=local.spread_s,
+            wire_bytes=0.0,
+            accuracy=1.0,
+            energy_j=self._power.compute_w * took_s,
+        )

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..runtime.answer import Reply
-from ..runtime.errors import DrainingError, InternalError, LinkError, NarrowsError, ShapeError
+from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
 from ..runtime.frame import FrameCodec
 from ..runtime.halves import Features, Head
 from ..runtime.session import graph_errors
 from .fallback import Fallback
+from .inputs import Input
 from .local import LocalModel
 from .outcome import LOCAL, Point
 from .pipeline import Journey
@@ -24,7 +25,7 @@ from .uplink import Parcel, Uplink
 
 log = logging.getLogger(__name__)
 
-_FORGIVEN = (LinkError, DrainingError, InternalError)
+_FORGIVEN = (LinkError, DrainingError, InternalError, BundleMismatchError)
 """What the whole model on the device makes up for; any other error is the frame's own."""
 
 
@@ -85,6 +86,20 @@ class Stages:
         if self.fallback is not None and journey.deadline is not None:
             self.fallback.guard(journey, journey.deadline)
         self.uplink.send(journey.parcel)
+
+    def warm_up(self, frame: Input) -> None:
+        """Run every graph once, and tell the planner how long it took.
+
+        Raises:
+            NarrowsError: the input's own error, or a shape that the graph does not take.
+        """
+        if frame.error is not None:
+            raise frame.error
+        journey = Journey(0, frame, self, LOCAL, time.monotonic(), {}, lambda _journey, _outcome: None)
+        for name in self.halves:
+            self._head(journey, Point("split", name, 0))
+        if self.local is not None:
+            self._answer_locally(journey)
 
     def _choose(self, journey: Journey) -> Choice:
         deadline_s = None if journey.deadline is None else journey.deadline - journey.began

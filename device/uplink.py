@@ -127,8 +127,20 @@ _Ending = tuple[Parcel, Reply | NarrowsError]
 class Uplink:
     """A lasting connection to one of several servers that hold the same bundle."""
 
-    def __init__(self, servers: Sequence[str], greeting: Greeting, options: UplinkOptions | None = None) -> None:
+    def __init__(
+        self,
+        servers: Sequence[str],
+        greeting: Greeting,
+        options: UplinkOptions | None = None,
+        on_fatal: Callable[[NarrowsError], None] | None = None,
+    ) -> None:
         """Prepare; nothing is sent before `open`.
+
+        Args:
+            servers: "host:port" of each.
+            greeting: what to say first.
+            options: how hard to try.
+            on_fatal: told when no frame can ever be answered.
 
         Raises:
             UsageError: a server's address is none.
@@ -137,6 +149,7 @@ class Uplink:
             check_target(server)
         self._servers = tuple(servers)
         self._greeting = greeting
+        self._on_fatal = on_fatal
         self._options = options or UplinkOptions()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -364,6 +377,8 @@ class Uplink:
         with self._lock:
             self.fatal = error
             ended = self._end_all(error)
+        if self._on_fatal is not None:
+            self._on_fatal(error)
         _tell(ended)
 
     # The clock's thread.
