@@ -11,15 +11,22 @@ from dataclasses import dataclass, field
 from ..runtime.answer import Wanted
 from ..runtime.bundle import Bundle
 from ..runtime.errors import UsageError
+from ..runtime.frame import FrameCodec
+from ..runtime.halves import Head
 from ..runtime.link import LinkOptions
 from ..runtime.manifest import Half
 from ..runtime.session import SessionOptions
 from .conversation import Greeting
+from .estimates import Duration
 from .inputs import Value, as_input
-from .outcome import Outcome, Point
+from .local import LocalModel
+from .outcome import Outcome, Point, Tally
 from .pipeline import Journey, Pipeline
+from .planner import Planner, PowerModel
+from .policies import Policy, Static
+from .predictions import Reader
 from .sources import open_source
-from .stages import Split
+from .stages import CutParts, Stages
 from .uplink import Counters, Uplink, UplinkOptions
 
 
@@ -33,8 +40,15 @@ class DeviceOptions:
     """Quality of frames that name none; the cut's best where none is given."""
     wanted: Wanted = field(default_factory=Wanted)
     """Full output tensors, or the best classes alone."""
+    policy: Policy = field(default_factory=Static)
+    """Chooses each frame's operating point."""
+    deadline_ms: float | None = None
+    """When an answer is due, from the input being there. Where the bundle carries a whole model for the device, that
+    answers what the server does not in time; otherwise the frame ends in an error then."""
+    fallback: bool = True
+    """Let the bundle's whole model, where there is one, answer what no server does."""
     timeout_s: float = 10.0
-    """A frame that has no answer by then ends in an error."""
+    """A frame that has no answer by then ends in an error, or, with a fallback, on the device."""
     stall_s: float | None = None
     """Silence of a server that owes an answer, after which the connection is made anew and what it owes is sent again;
     a fifth of `timeout_s` where none is given."""
@@ -42,12 +56,16 @@ class DeviceOptions:
     """Frames between their input and the caller, at most."""
     session: SessionOptions = field(default_factory=SessionOptions)
     link: LinkOptions = field(default_factory=LinkOptions)
+    power: PowerModel = field(default_factory=PowerModel)
+    """What the policy reckons energy with."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise UsageError(f"a window of {self.window} frames is none; give 1 or more")
         if self.timeout_s <= 0 or (self.stall_s is not None and self.stall_s <= 0):
             raise UsageError("timeouts must be positive")
+        if self.deadline_ms is not None and self.deadline_ms <= 0:
+            raise UsageError(f"a deadline of {self.deadline_ms} ms is over before it begins")
 
 
 class Device:
@@ -86,18 +104,30 @@ class Device:
             Greeting(manifest.name, self.bundle.digest, self.options.wanted),
             UplinkOptions(timeout_s, self.options.stall_s or timeout_s / 5, link=self.options.link),
         )
-        self._split = Split.load(
-            self.bundle,
-            self.options.cut,
-            self._uplink,
-            wanted=self.options.wanted,
-            timeout_s=timeout_s,
-            session=self.options.session,
-        )
+        self._default_cut = manifest.cut(self.options.cut)[1]
+        self._stages = self._load()
+        self.tally = Tally()
+        """How frames ended so far."""
         self._point(self.options.quality)
+
+    def _load(self) -> Stages:
+        options, manifest = self.options, self.bundle.manifest
+        chosen = [self._default_cut] if isinstance(options.policy, Static) else manifest.cuts
+        halves = {
+            cut.name: CutParts(index, Head(self.bundle, cut, options.session), FrameCodec(self.bundle, index))
+            for index, cut in enumerate(manifest.cuts)
+            if cut in chosen
+        }
+        planner = Planner(options.policy, [half.head.cut for half in halves.values()], options.power)
+        local = LocalModel(self.bundle, options.session) if options.fallback and manifest.local else None
+        if local is not None:
+            planner.local = Duration(local.first_s)
+        return Stages(halves, Reader(manifest, options.wanted), self._uplink, planner, options.timeout_s, local)
 
     def __enter__(self) -> Device:
         self._uplink.open()
+        if self._stages.fallback is not None:
+            self._stages.fallback.open()
         self._open = True
         return self
 
@@ -108,7 +138,14 @@ class Device:
         """Let go of the connection; frames under way end in an error."""
         if self._open:
             self._open = False
+            if self._stages.fallback is not None:
+                self._stages.fallback.close()
             self._uplink.close()
+
+    @property
+    def planner(self) -> Planner:
+        """What is expected of the link and of every operating point."""
+        return self._stages.planner
 
     @property
     def counters(self) -> Counters:
@@ -138,7 +175,7 @@ class Device:
         point = self._point(quality)
         pipeline = Pipeline(
             begin=self._reader(frames, point),
-            stages=(self._split.head, self._split.encode),
+            stages=(self._stages.compute, self._stages.encode),
             window=self.options.window,
             fatal=lambda: self._uplink.fatal,
         )
@@ -157,7 +194,7 @@ class Device:
         self._check_open()
         arrived: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         journey = self._reader([frame], self._point(quality))(0, lambda _, outcome: arrived.put(outcome))
-        for stage in (self._split.head, self._split.encode):
+        for stage in (self._stages.compute, self._stages.encode):
             if not journey.ended:
                 journey.do(stage)
         return arrived.get()
@@ -167,7 +204,7 @@ class Device:
             raise UsageError("the device is not open; use it as `with Device(…) as device:`")
 
     def _point(self, quality: int | None) -> Point:
-        cut = self._split.head_graph.cut
+        cut = self._default_cut
         wanted = quality if quality is not None else self.options.quality
         chosen = len(cut.qualities) - 1 if wanted is None else wanted
         cut.check_quality(chosen)
@@ -177,7 +214,7 @@ class Device:
         self, frames: Iterable[Value] | str | os.PathLike[str], point: Point
     ) -> Callable[[int, Callable[[Journey, Outcome], None]], Journey]:
         """What reads the next frame and makes a journey of it."""
-        manifest = self.bundle.manifest
+        manifest, deadline_ms = self.bundle.manifest, self.options.deadline_ms
         if isinstance(frames, (str, os.PathLike)):
             values: Iterator[Value] = open_source(os.fspath(frames), manifest)
         else:
@@ -187,6 +224,19 @@ class Device:
             began = time.monotonic()
             taken = as_input(next(values), f"frame {index}", manifest)
             there = time.monotonic()
-            return Journey(index, taken, point, there, {"source": (there - began) * 1000}, arrived)
+
+            def ended(journey: Journey, outcome: Outcome) -> None:
+                self.tally.count(outcome)
+                arrived(journey, outcome)
+
+            return Journey(
+                index=index,
+                input=taken,
+                point=point,
+                began=there,
+                ms={"source": (there - began) * 1000},
+                arrived=ended,
+                deadline=None if deadline_ms is None else there + deadline_ms / 1000,
+            )
 
         return begin

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..runtime.errors import NarrowsError
 from ..runtime.halves import Features
 from .inputs import Input
 from .outcome import Outcome, Point
+from .uplink import Parcel
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,13 @@ class Journey:
     ms: dict[str, float]
     arrived: Callable[[Journey, Outcome], None]
     """Called when the frame ends; must not wait."""
+    deadline: float | None = None
+    """When its answer is due, on the same clock."""
     features: Features | None = None
-    payload_bytes: int = 0
+    parcel: Parcel | None = None
+    """As it was handed to the uplink."""
+    rescued: bool = False
+    """The fallback has begun with it, or is through."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: bool = False
 
@@ -55,29 +62,30 @@ class Journey:
         except NarrowsError as error:
             self.fail(error)
 
-    def end(self, outcome: Outcome) -> None:
-        """Give the frame its outcome, the first time; a second is a fault, which is logged and changes nothing."""
+    def end(self, outcome: Outcome) -> bool:
+        """Give the frame its outcome; False where it has one already, and nothing changes."""
         with self._lock:
-            again, self._ended = self._ended, True
-        if again:
-            log.error("frame %d ended twice", self.index)
-            return
+            if self._ended:
+                return False
+            self._ended = True
         total_ms = (time.monotonic() - self.began) * 1000
         self.arrived(self, replace(outcome, ms={**self.ms, **outcome.ms, "total": total_ms}))
+        return True
 
-    def fail(self, error: NarrowsError, attempts: int = 0, wire_bytes: int = 0) -> None:
-        """End the frame with an error, however often it was sent."""
-        self.end(
-            Outcome(
-                id=self.index,
-                source=self.input.source,
-                point=self.point,
-                error=error,
-                attempts=attempts,
-                payload_bytes=self.payload_bytes,
-                wire_bytes=wire_bytes,
-            )
-        )
+    def fail(self, error: NarrowsError) -> bool:
+        """End the frame with an error; False where it has an outcome already."""
+        return self.end(self.outcome(self.point, error=error))
+
+    def outcome(self, point: Point, **facts: Any) -> Outcome:
+        """An outcome of this frame: `facts` of `Outcome`, and what its sending cost."""
+        parcel = self.parcel
+        if parcel is not None:
+            facts |= {
+                "attempts": parcel.attempts,
+                "payload_bytes": parcel.frame.payload_bytes,
+                "wire_bytes": parcel.wire_bytes,
+            }
+        return Outcome(id=self.index, source=self.input.source, point=point, **facts)
 
 
 class Turnstile:

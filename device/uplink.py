@@ -189,6 +189,18 @@ class Uplink:
                 ended = [(parcel, refusal)]
         _tell(ended)
 
+    def down_s(self) -> float:
+        """For how long there has been no connection; 0 while there is one."""
+        since = self._down_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def oldest_s(self) -> float:
+        """For how long the oldest frame that was sent has been waiting for its answer; 0 where none is."""
+        with self._lock:
+            pending = self._stream.unanswered.values() if self._stream is not None else ()
+            oldest = next((parcel.sent for parcel in pending if parcel is not None), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
     # What holds the lock. These return what has ended, to be told once the lock is free.
 
     def _refusal(self) -> NarrowsError | None:

@@ -68,8 +68,8 @@ def export(source: Any, name: str) -> Model:
     """Export a torch module.
 
     Args:
-        source: a `Module`, a `torch.nn.Module` that takes one picture (`float32 [B, 3, 224, 224]`), or a pair of one and
-            its example inputs.
+        source: a `Module`, a `torch.nn.Module` that takes one picture (`float32 [B, 3, 224, 224]`), or a pair of
+            one and its example inputs.
         name: the model's name.
 
     Raises:
