@@ -16,6 +16,7 @@ from ..runtime.link import new_server
 from .clients import TokenFile
 from .heads import HeadStore
 from .health import Health
+from .oip import OpenInference
 from .options import ServeOptions
 from .plane import DataPlane, PlaneOptions
 from .repository import Loader, Repository
@@ -68,7 +69,7 @@ class Server:
         tokens = TokenFile(self._options.tokens) if self._options.tokens else None
         self.plane.catalogue.apply(await asyncio.to_thread(self._repository.open))
         self._grpc = new_server(self._options.limits.max_frame_bytes, (Gate(tokens),))
-        add_services(self._grpc, self._service, self._health)
+        add_services(self._grpc, self._service, OpenInference(self.plane, self._options.batch.max_batch), self._health)
         address = self._listen(self._grpc)
         await self._health.refresh()
         if self._options.metrics_port is not None:

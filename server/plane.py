@@ -6,7 +6,7 @@ Everything in this module runs on one event loop; decoding and graphs run on the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_classes, classifier
@@ -45,9 +45,17 @@ class DataPlane:
         self.catalogue = Catalogue(self._serve)
         self.holdings = Holdings(options.clients)
         self.observers: list[Observer] = []
-        self.draining = False
+        self.drain_begun = asyncio.Event()
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._batch = options.batch
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def draining(self) -> bool:
+        """No new frame is taken."""
+        return self.drain_begun.is_set()
 
     def submit(
         self, served: Served, frame: Frame, wanted: Wanted, client: Client, done: Callable[[Reply], None]
@@ -89,10 +97,12 @@ class DataPlane:
         batcher = self._find(served, job.frame)
         job.route = batcher.name
         self.holdings.take(job.client, job.size)
+        self._in_flight += 1
+        self._idle.clear()
         try:
             displaced = batcher.submit(job)
         except BaseException:
-            self.holdings.release(job.client, job.size)
+            self._release(job)
             raise
         if displaced is not None:
             self._finish(displaced, Reply(displaced.frame.id, error=batcher.overloaded()))
@@ -101,7 +111,7 @@ class DataPlane:
     def cancel(self, served: Served, job: Job) -> None:
         """Forget a frame whose sender is gone."""
         self._find(served, job.frame).cancel(job)
-        self.holdings.release(job.client, job.size)
+        self._release(job)
 
     async def infer(self, served: Served, frame: Frame, wanted: Wanted, client: Client) -> Reply:
         """One frame, one reply. Cancelling the caller cancels the frame.
@@ -109,18 +119,42 @@ class DataPlane:
         Raises:
             NarrowsError: as `submit`; what goes wrong later stands in the reply.
         """
-        reply: asyncio.Future[Reply] = self._loop.create_future()
+        (reply,) = await self.infer_many(served, [frame], wanted, client)
+        return reply
+
+    async def infer_many(
+        self, served: Served, frames: Sequence[Frame], wanted: Wanted, client: Client
+    ) -> Sequence[Reply]:
+        """Several frames, their replies in the same order. Cancelling the caller cancels those that are left.
+
+        Raises:
+            NarrowsError: as `submit`, for any of them; what goes wrong later stands in the replies.
+        """
+        waiting: list[tuple[Job, asyncio.Future[Reply]]] = []
         with self.catalogue.using(served):
-            job = self.submit(served, frame, wanted, client, reply.set_result)
             try:
-                return await reply
+                for frame in frames:
+                    reply: asyncio.Future[Reply] = self._loop.create_future()
+                    waiting.append((self.submit(served, frame, wanted, client, reply.set_result), reply))
+                return [await reply for _, reply in waiting]
             finally:
-                if reply.cancelled():
-                    self.cancel(served, job)
+                for job, reply in waiting:
+                    if reply.cancelled() or not reply.done():
+                        self.cancel(served, job)
+
+    async def idle(self) -> None:
+        """Wait until nothing that was taken in is without its outcome."""
+        await self._idle.wait()
 
     async def close(self) -> None:
         """Run what is queued and end the threads."""
         await self.catalogue.close()
+
+    def _release(self, job: Job) -> None:
+        self.holdings.release(job.client, job.size)
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
 
     def _find(self, served: Served, frame: Frame) -> Batcher:
         name = served.model.name
@@ -153,7 +187,7 @@ class DataPlane:
                 self._finish(job, reply)
 
     def _finish(self, job: Job, reply: Reply) -> None:
-        self.holdings.release(job.client, job.size)
+        self._release(job)
         job.done(reply)
         for observer in self.observers:
             observer.finished(job, reply)
