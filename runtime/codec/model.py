@@ -143,7 +143,7 @@ class Table:
 
     @property
     def refs(self) -> int:
-        return self.ref.shape[1]
+        return int(self.ref.shape[1])
 
     @property
     def first_contexts(self) -> int:
