@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 from narrows.runtime.codec import SymbolSpec
-from narrows.runtime.codec.model import CAUSAL, Geometry, Table, default_table
+from narrows.runtime.codec.model import CAUSAL, LANES, Geometry, Table, default_table
 
 
 def spec_of(symbols, levels, channel_axis=None):
@@ -32,8 +32,8 @@ def crooked_table(spec):
     n, channel = geometry.channels, np.arange(geometry.channels)
     weights = np.zeros((n, CAUSAL + 4), np.int8)
     weights[:, :CAUSAL] = (np.arange(n * CAUSAL).reshape(n, CAUSAL) * 7) % 61 - 20
-    weights[2:, CAUSAL:] = (np.arange(n * 4).reshape(n, 4)[2:] * 5) % 37 - 12
-    earlier = np.maximum(channel - channel % 2 - 1, 0)
+    weights[LANES:, CAUSAL:] = (np.arange(n * 4).reshape(n, 4)[LANES:] * 5) % 37 - 12
+    earlier = np.maximum(channel - channel % LANES - 1, 0)
     first = plain.first_contexts
     codes = np.concatenate([plain.codes[:first], plain.codes[:first][::-1], plain.codes[first:]])
     return replace(
