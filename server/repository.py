@@ -107,7 +107,7 @@ class Loader:
         return Loaded(WHOLE, engine, self._learned(engine, engine.sample()))
 
     def _learned(self, engine: Engine, sample: Prepared | None) -> BatchCost:
-        cost = BatchCost(self.batch.max_batch)
+        cost = BatchCost(self.batch.max_batch, self.batch.max_run_s)
         if sample is not None and self.batch.learn_s:
             cost.learn(lambda frames: engine.run([sample] * frames), self.batch.learn_s)
         return cost

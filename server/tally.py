@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
@@ -80,13 +81,14 @@ class Tally:
         self._outcomes[error.code] += 1
 
     def summary(self, catalogue: Catalogue, holdings: Holdings) -> dict[str, object]:
-        """The state of the server as JSON would have it."""
+        """The state of the server as JSON would have it; to be called on the event loop."""
         now = time.monotonic()
         recent = [seen for seen in self._newest if now - seen.at_s < _RECENT_S]
         return {
             "uptime_s": round(now - self._started_s, 1),
             "window_s": _RECENT_S,
             "streams": holdings.all_streams,
+            "tasks": len(asyncio.all_tasks()),
             "bytes_in_flight": holdings.all_bytes,
             "outcomes": dict(self._outcomes.most_common()),
             "frames_per_s": round(_rate(recent, now), 1),
