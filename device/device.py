@@ -13,12 +13,14 @@ from ..runtime.errors import BundleMismatchError, NarrowsError, UsageError
 from ..runtime.manifest import Half
 from .engine import Engine, check_replaceable
 from .inputs import Value, as_input
+from .live import Intake
 from .options import DeviceOptions
 from .outcome import Outcome, Tally
 from .pipeline import Journey, Pipeline
 from .planner import Planner
 from .sources import open_source
 from .uplink import Counters
+from .window import Window
 
 Arrived = Callable[[Journey, Outcome], None]
 
@@ -131,13 +133,25 @@ class Device:
             SourceError: nothing at the path.
         """
         self._check_open()
+        self._engine.point(quality)
+        values = self._values(frames)
+        return self._outcomes(values, quality)
+
+    def _outcomes(self, values: Iterator[Value], quality: int | None) -> Iterator[Outcome]:
+        options = self.options
+        intake = None if options.drop == "block" else Intake(values, options.drop, self.tally.drop)
         pipeline = Pipeline(
-            begin=self._reader(frames, quality),
+            begin=self._reader(intake or values, quality),
             stages=(_compute, _encode),
-            window=self.options.window,
+            window=Window(options.window),
+            carriers=options.window,
             fatal=self._fatal,
         )
-        return pipeline.outcomes()
+        try:
+            yield from pipeline.outcomes()
+        finally:
+            if intake is not None:
+                intake.close()
 
     def infer(self, frame: Value, *, quality: int | None = None) -> Outcome:
         """One frame's outcome, by the shortest way: head and coder run in the calling thread.
@@ -151,7 +165,7 @@ class Device:
         """
         self._check_open()
         arrived: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        journey = self._reader([frame], quality)(0, lambda _, outcome: arrived.put(outcome))
+        journey = self._reader(iter([frame]), quality)(0, lambda _, outcome: arrived.put(outcome))
         for stage in (_compute, _encode):
             if not journey.ended:
                 journey.do(stage)
@@ -175,21 +189,19 @@ class Device:
         error = self._engine.uplink.fatal
         return None if self.swappable and isinstance(error, BundleMismatchError) else error
 
-    def _reader(
-        self, frames: Iterable[Value] | str | os.PathLike[str], quality: int | None
-    ) -> Callable[[int, Arrived], Journey]:
+    def _values(self, frames: Iterable[Value] | str | os.PathLike[str]) -> Iterator[Value]:
+        if isinstance(frames, (str, os.PathLike)):
+            return open_source(os.fspath(frames), self.bundle.manifest)
+        return iter(frames)
+
+    def _reader(self, values: Iterator[Value], quality: int | None) -> Callable[[int, Arrived], Journey]:
         """What reads the next frame and makes a journey of it.
 
         Raises:
             QualityError: no such quality.
-            SourceError: nothing at the path.
         """
         self._engine.point(quality)
         manifest, deadline_ms = self.bundle.manifest, self.options.deadline_ms
-        if isinstance(frames, (str, os.PathLike)):
-            values: Iterator[Value] = open_source(os.fspath(frames), manifest)
-        else:
-            values = iter(frames)
 
         def begin(index: int, arrived: Arrived) -> Journey:
             began = time.monotonic()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from ..runtime.answer import Wanted
 from ..runtime.errors import UsageError
 from ..runtime.link import LinkOptions
 from ..runtime.session import SessionOptions
+from .live import Drop
 from .planner import PowerModel
 from .policies import Policy, Static
 
@@ -35,7 +37,10 @@ class DeviceOptions:
     """Silence of a server that owes an answer, after which the connection is made anew and what it owes is sent again;
     a fifth of `timeout_s` where none is given."""
     window: int = 8
-    """Frames between their input and the caller, at most."""
+    """Frames between their input and the caller, at most; how many it takes to keep the slowest stage busy, the device
+    finds out."""
+    drop: Drop = "block"
+    """What happens to frames that a source gives faster than they can be answered."""
     session: SessionOptions = field(default_factory=SessionOptions)
     link: LinkOptions = field(default_factory=LinkOptions)
     power: PowerModel = field(default_factory=PowerModel)
@@ -46,5 +51,7 @@ class DeviceOptions:
             raise UsageError(f"a window of {self.window} frames is none; give 1 or more")
         if self.timeout_s <= 0 or (self.stall_s is not None and self.stall_s <= 0):
             raise UsageError("timeouts must be positive")
+        if self.drop not in get_args(Drop):
+            raise UsageError(f"a drop policy is one of {', '.join(get_args(Drop))}, not {self.drop!r}")
         if self.deadline_ms is not None and self.deadline_ms <= 0:
             raise UsageError(f"a deadline of {self.deadline_ms} ms is over before it begins")
