@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .runtime.errors import FramesFailedError, MissingDependencyError, NarrowsError
+from .runtime.errors import FramesFailedError, MissingDependencyError, NarrowsError, UsageError
 from .runtime.manifest import Half
 
 app = typer.Typer(
@@ -95,6 +95,12 @@ def cut(
     no_quantiser: Annotated[
         bool, typer.Option("--no-quantiser", help="Let the tensors of the cut cross as they are.")
     ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Give the device the whole model too: its fallback when the link fails.")
+    ] = False,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Give the server the whole model too: it then takes pictures as well.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Cut a model into a bundle: head, tail, and the tables between them, proven.
@@ -114,6 +120,7 @@ def cut(
             preprocess=preprocess,
             labels=labels or (),
             quantiser=None if no_quantiser else Quantiser(),
+            whole=[half for half, wanted in ((Half.DEVICE, local), (Half.SERVER, offload)) if wanted],
             name=name,
             progress=step,
         )
@@ -129,6 +136,16 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Frames that share one run of a tail, at most.")] = 32,
     max_frame_bytes: Annotated[int, typer.Option(min=1, help="Largest payload of a frame that is accepted.")] = 8 << 20,
     drain: Annotated[float, typer.Option(help="Seconds that SIGTERM leaves for what is under way.")] = 10.0,
+    max_wait: Annotated[float, typer.Option(help="Seconds in the queue above which a frame is turned away.")] = 0.5,
+    provider: Annotated[
+        list[str] | None, typer.Option(help="Execution providers, best first; by default the best there are.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM of the server's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM of its private key.")] = None,
+    client_ca: Annotated[Path | None, typer.Option(help="PEM of the authority that devices must be of.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="File of bearer tokens: NAME TOKEN [MODEL ...] a line.")] = None,
+    watch: Annotated[float, typer.Option(help="Seconds between looks for new bundles; 0 looks on SIGHUP alone.")] = 0.0,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of Prometheus metrics and the status page.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine although nothing is encrypted.")
     ] = False,
@@ -142,20 +159,47 @@ def serve(
     from . import output
     from .runtime.frame import Limits
     from .runtime.session import SessionOptions
-    from .server import BatchOptions, ServeOptions
+    from .server import BatchOptions, ServeOptions, TlsOptions, best_providers
     from .server import serve as serve_until_told
+
+    if (tls_cert is None) != (tls_key is None) or (client_ca and not tls_cert):
+        raise UsageError("--tls-cert and --tls-key go together, and --client-ca goes with them")
 
     options = ServeOptions(
         bundles=bundles,
         host=host,
         port=port,
+        tls=TlsOptions(tls_cert, tls_key, client_ca) if tls_cert and tls_key else None,
+        tokens=tokens,
         insecure=insecure,
+        watch_s=watch,
+        metrics_port=metrics_port,
         drain_s=drain,
         limits=Limits(max_frame_bytes=max_frame_bytes),
-        batch=BatchOptions(max_batch=max_batch),
-        session=SessionOptions(threads=threads),
+        batch=BatchOptions(max_batch=max_batch, max_wait_s=max_wait),
+        session=SessionOptions(tuple(provider or best_providers()), threads),
     )
     raise typer.Exit(serve_until_told(options, ready=lambda address: output.listening(address, as_json=as_json)))
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Where the PEM files go.")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="Names and addresses that devices reach the server under.")
+    ] = None,
+    client: Annotated[list[str] | None, typer.Option(help="Devices that get a certificate, for mutual TLS.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="Validity.")] = 365,
+) -> None:
+    """Make a development authority, a certificate for the server, and one for each device.
+
+    Example: narrows certs certs/ --host tails.lan --client greenhouse
+    """
+    from .server.certs import CertOptions, make_certificates
+
+    hosts = {"hosts": tuple(host)} if host else {}
+    for path in make_certificates(CertOptions(folder, clients=tuple(client or ()), days=days, **hosts)):
+        print(path)
 
 
 @app.command()

@@ -87,7 +87,7 @@ def cuts(found: Sequence[CutPoint], *, show_all: bool, as_json: bool) -> None:
     if as_json:
         _print_json([asdict(cut) | {"name": cut.name, "raw_bytes": cut.raw_bytes} for cut in shown])
         return
-    table = _table(None, "cut at", "shape", "8-bit bytes", "float bytes", "head FLOPs", "head parameters", "depth")
+    table = _table(None, "cut at", "shape", "8-bit bytes", "uncoded bytes", "head FLOPs", "head parameters", "depth")
     for cut in shown:
         flops = cut.head_flops / max(1, cut.head_flops + cut.tail_flops)
         shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in cut.tensors)

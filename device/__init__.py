@@ -1,7 +1,8 @@
 """Bundle head and link in, outcomes out."""
 
-from .device import Device, DeviceOptions
+from .device import Device
 from .inputs import Input
+from .options import DeviceOptions
 from .outcome import Outcome, Point, Prediction
 from .run import run_source, save
 from .sources import open_source

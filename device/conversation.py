@@ -92,7 +92,7 @@ class Conversation:
             for message in self._call:
                 yield self._event(message)
         except grpc.RpcError as error:
-            raise _reason(error, self.target) from None
+            raise reason(error, self.target) from None
         raise ServerUnavailableError(f"{self.target} ended the stream")
 
     def send(self, frame: Frame) -> int:
@@ -132,7 +132,7 @@ def with_time_left(frame: Frame, frame_id: int, left_s: float) -> Frame:
     return replace(frame, id=frame_id, deadline_ms=max(1, round(left_s * 1000)))
 
 
-def _reason(error: grpc.RpcError, target: str) -> NarrowsError:
+def reason(error: grpc.RpcError, target: str) -> NarrowsError:
     """Why a call failed: in the server's words where it is one of ours, in gRPC's where it is not."""
     status, details = error.code(), error.details() or ""
     metadata: Iterable[tuple[str, str | bytes]] = error.trailing_metadata() or ()  # type: ignore[assignment]

@@ -73,6 +73,10 @@ class LinkEmulator:
         """The schedule's time."""
         return time.monotonic() - self._began
 
+    def restart(self) -> None:
+        """Begin the schedule anew, now; connections stay."""
+        self._began = time.monotonic()
+
     def cut(self) -> None:
         """Break every connection off, as a router that restarts does; new ones are taken."""
         self._loop.call_soon_threadsafe(self._cut)

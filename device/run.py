@@ -13,7 +13,8 @@ from ..runtime.answer import Array, Form, Wanted
 from ..runtime.bundle import Bundle
 from ..runtime.errors import UsageError
 from ..runtime.session import SessionOptions
-from .device import Device, DeviceOptions
+from .device import Device
+from .options import DeviceOptions
 from .outcome import Outcome
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")

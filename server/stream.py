@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import Any
 
@@ -12,17 +11,14 @@ import grpc.aio
 from ..protos import split_pb2 as pb
 from ..runtime.answer import Reply
 from ..runtime.codec import best_common
-from ..runtime.errors import DeadlineError, FrameError, InternalError, NarrowsError, OverloadedError, UsageError
+from ..runtime.errors import DeadlineError, FrameError, NarrowsError, OverloadedError, UsageError
 from ..runtime.version import VERSION
 from ..runtime.wire import PROTOCOL, frame_from_wire, reply_to_wire, wanted_from_wire
 from .catalogue import Served
 from .clients import Client
 from .job import Job
 from .plane import DataPlane
-from .status import Context
-
-_log = logging.getLogger(__name__)
-
+from .status import Context, public
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # not in the stubs
 
@@ -133,10 +129,9 @@ class DeviceStream:
             )
         except NarrowsError as error:
             self._answer(Reply(message.id, error=error))
-        except Exception:  # noqa: BLE001 - logged here, and kept from strangers
+        except Exception as error:  # noqa: BLE001 - logged there, and kept from strangers
             # Whatever a stranger's frame brings about, it must not cost the stream's other frames.
-            _log.exception("frame %d of %s was not taken in", message.id, self._client.name)
-            self._answer(Reply(message.id, error=InternalError("the server failed on this frame; its log says why")))
+            self._answer(Reply(message.id, error=public(error)))
 
     def _done(self, reply: Reply) -> None:
         del self._pending[reply.id]
