@@ -64,9 +64,20 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+ModelSource = Annotated[
+    str,
+    typer.Argument(help="An ONNX file, torchvision:NAME, timm:NAME, hf:FOLDER, or package.module:callable."),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="For a torch model: a file of weights, or `random`; the library's own by default.")
+]
+
+
 @app.command()
 def cuts(
-    model: Annotated[str, typer.Argument(help="An ONNX file, or package.module:callable that gives a torch module.")],
+    model: ModelSource,
+    max_tensors: Annotated[int, typer.Option(min=1, max=8, help="Tensors to a cut, at most.")] = 3,
+    weights: Weights = None,
     show_all: Annotated[bool, typer.Option("--all", help="Every cut, not only those that none beats.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -78,18 +89,22 @@ def cuts(
     from . import output
     from .partitioner import list_cuts
 
-    output.cuts(list_cuts(model), show_all=show_all, as_json=as_json)
+    output.cuts(list_cuts(model, max_tensors, weights=weights), show_all=show_all, as_json=as_json)
 
 
 @app.command()
 def cut(
-    model: Annotated[str, typer.Argument(help="An ONNX file, or package.module:callable that gives a torch module.")],
-    at: Annotated[str, typer.Option(help="The tensor to cut at, as `narrows cuts` names it.")],
+    model: ModelSource,
+    at: Annotated[list[str], typer.Option(help="A tensor to cut at, as `narrows cuts` names it; may be repeated.")],
     calibrate: Annotated[Path, typer.Option(help="A folder of pictures, or an .npz or .npy of inputs.")],
     output_path: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder, to be made.")],
     preprocess: Annotated[
         str, typer.Option(help="imagenet; size=227,order=bgr,mean=104/117/123,…; or none for raw tensors.")
     ] = "none",
+    until: Annotated[
+        list[str] | None, typer.Option(help="A tensor that comes back: what follows it runs on the device again.")
+    ] = None,
+    weights: Weights = None,
     labels: Annotated[Path | None, typer.Option(help="A file with one class name a line.")] = None,
     name: Annotated[str | None, typer.Option(help="What devices ask for; the output folder's name by default.")] = None,
     no_quantiser: Annotated[
@@ -118,6 +133,8 @@ def cut(
             output=output_path,
             calibrate=calibrate,
             preprocess=preprocess,
+            until=until,
+            weights=weights,
             labels=labels or (),
             quantiser=None if no_quantiser else Quantiser(),
             whole=[half for half, wanted in ((Half.DEVICE, local), (Half.SERVER, offload)) if wanted],

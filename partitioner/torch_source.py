@@ -189,9 +189,10 @@ def _hugging_face(path: str, weights: str | Path | None) -> Module:
         raise ModelError(f"hf:{path}: no folder with a config.json; models are taken from disk only")
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     architecture = next(iter(config.architectures or ()), None)
-    maker = getattr(transformers, architecture or "AutoModel", None)
-    if maker is None:
-        raise ModelError(f"hf:{path}: this transformers has no {architecture}")
+    try:
+        maker = getattr(transformers, architecture or "AutoModel")
+    except (AttributeError, ImportError) as error:
+        raise ModelError(f"hf:{path}: this transformers has no {architecture} ({first_line(error)})") from None
     try:
         if weights is None:
             module = maker.from_pretrained(path, local_files_only=True)
@@ -266,7 +267,8 @@ def _load_weights(module: Any, weights: str | Path | None) -> None:
 def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    # A torchvision built for another torch fails with RuntimeError, a missing shared library with OSError.
+    except (ImportError, RuntimeError, OSError) as error:
         install = _INSTALL.get(name.partition(".")[0], f"pip install {name}")
         raise MissingDependencyError(f"{name} cannot be imported ({first_line(error)}): {install}") from None
 
