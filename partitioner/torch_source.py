@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shutil
 import sys
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +66,14 @@ def from_library(source: str, weights: str | Path | None) -> Model:
     return export(made, Path(name).name)
 
 
+class _Folder:
+    """A temporary folder that goes when the last model that has its weights there goes."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="narrows."))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 def export(source: Any, name: str) -> Model:
     """Export a torch module.
 
@@ -76,9 +86,9 @@ def export(source: Any, name: str) -> Model:
         ModelError: it is no module, or neither exporter takes it.
     """
     made = source if isinstance(source, Module) else _with_example(source, name)
-    folder = tempfile.TemporaryDirectory(prefix="narrows.")
+    folder = _Folder()
     made.module.eval()
-    path = Path(folder.name) / "model.onnx"
+    path = folder.path / "model.onnx"
     reasons = []
     for exporter in (_export, _trace):
         try:

@@ -19,12 +19,12 @@ def small():
     layers = torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     return torch.nn.Sequential(*layers), torch.zeros(2, 3, 16, 16)
 
-class Numpy(torch.nn.Module):
+class Undecided(torch.nn.Module):
     def forward(self, x):
-        return torch.relu(x) * torch.from_numpy(x.detach().numpy()).mean()
+        return torch.relu(x) * 2 if x.sum() > 0 else torch.tanh(x)
 
 def awkward():
-    return Numpy(), torch.ones(2, 3)
+    return Undecided(), torch.ones(2, 3)
 
 number = 3
 """
@@ -93,8 +93,12 @@ def test_a_folder_that_holds_no_hugging_face_model(tmp_path: Path) -> None:
 
 def test_a_text_model_keeps_its_open_sequence(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
+    try:
+        maker = transformers.DistilBertForSequenceClassification
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"transformers does not load here: {str(error)[:60]}")
     config = transformers.DistilBertConfig(dim=24, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=50, num_labels=4)
-    transformers.DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    maker(config).save_pretrained(tmp_path / "model")
     rng = np.random.default_rng(0)
     data = {"input_ids": rng.integers(0, 50, (12, 9)), "attention_mask": np.ones((12, 9), np.int64)}
     made = cut_model(f"hf:{tmp_path / 'model'}", "select", output=tmp_path / "b", calibrate=data)
