@@ -26,7 +26,9 @@ from narrows.runtime.session import open_session
 
 
 def normalise(picture: np.ndarray[Any, Any], preprocess: Preprocess) -> np.ndarray[Any, Any]:
-    """What the whole model takes: `float32` `[3, height, width]`."""
+    """What the whole model takes: `float32` `[3, height, width]`, or the picture itself where it takes bytes."""
+    if preprocess.layout == "nhwc":
+        return picture
     channels = picture[..., ::-1] if preprocess.order == "bgr" else picture
     scaled = channels.astype(np.float32) * np.float32(preprocess.scale)
     return ((scaled - np.float32(preprocess.mean)) / np.float32(preprocess.std)).transpose(2, 0, 1)

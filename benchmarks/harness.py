@@ -95,6 +95,12 @@ _IMAGENET_BGR = "size=227,order=bgr,mean=104/117/123,std=1/1/1,scale=1,layout=nc
 _CIFAR = "size=32,scale=0.00392156862745098,mean=0.485/0.456/0.406,std=0.229/0.224/0.225"
 SUBJECTS = (
     Subject("mobilenet-v2", "mobilenet_v2_torchvision_dequant_fp32.onnx", "imagenet", "imagenet500_256q90.npz"),
+    Subject(
+        "mobilenet-v2-qdq",
+        "mobilenet_v2_1.0_224_tf_qdq_u8.onnx",
+        "size=224,crop=0.875,layout=nhwc",
+        "imagenet500_256q90.npz",
+    ),
     Subject("squeezenet", "squeezenet_v1.0_deepcompression_fp32.onnx", _IMAGENET_BGR, "imagenet500_256q90.npz"),
     Subject("resnet20-cifar10", "cifar10_resnet20_jpegft.onnx", _CIFAR, "cifar10_jpeg.npz", "_test"),
     Subject("resnet56-cifar10", "cifar10_resnet56_jpegft.onnx", _CIFAR, "cifar10_jpeg.npz", "_test"),

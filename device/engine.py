@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import NarrowsError, UsageError
-from ..runtime.frame import FrameCodec
-from ..runtime.halves import Head
 from ..runtime.manifest import Manifest
 from .conversation import Greeting
 from .estimates import Duration
@@ -64,7 +62,7 @@ class Engine:
         options, manifest = self._options, self.bundle.manifest
         chosen = [self._cut] if isinstance(options.policy, Static) else manifest.cuts
         parts = {
-            cut.name: CutParts(index, Head(self.bundle, cut, options.session), FrameCodec(self.bundle, index))
+            cut.name: CutParts.load(self.bundle, index, options.session)
             for index, cut in enumerate(manifest.cuts)
             if cut in chosen
         }

@@ -1,7 +1,13 @@
-"""Model in, bundle out: the only room that knows torch and onnx."""
+"""Model in, bundle out: the only room that knows torch and onnx.
+
+for cut in list_cuts("model.onnx"):
+    print(cut.name, cut.symbol_bytes, cut.head_flops)
+bundle = cut_model("model.onnx", cut.name, output="bundles/model", calibrate="photos/", preprocess="imagenet")
+"""
 
 from .build import cut_model, list_cuts
-from .cuts import CutPoint
+from .cuts import CutPoint, CutTensor
+from .load import Model, load
 from .quantise import Quantiser
 
-__all__ = ["CutPoint", "Quantiser", "cut_model", "list_cuts"]
+__all__ = ["CutPoint", "CutTensor", "Model", "Quantiser", "cut_model", "list_cuts", "load"]

@@ -48,7 +48,8 @@ def with_one(model: Model) -> Model:
 def _forget_shapes(proto: onnx.ModelProto) -> None:
     del proto.graph.value_info[:]
     for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
 
 
 def _open_reshapes(graph: onnx.GraphProto) -> None:

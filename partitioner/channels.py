@@ -1,8 +1,12 @@
-"""Which axis of a tensor holds its channels, found from what made it."""
+"""What the graph tells of a tensor's values: which axis holds its channels, and which values matter."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import onnx
+from onnx import numpy_helper
 
 from .graph import Graph
 
@@ -62,6 +66,47 @@ def channel_axis(graph: Graph, tensor: str) -> int | None:
             break
         name = found
     return 1 if rank >= 4 else rank - 1
+
+
+def useful_range(graph: Graph, tensor: str, readers: Iterable[int]) -> tuple[float, float]:
+    """The values of a tensor that its readers can tell apart: where all of them are a ReLU, nothing below 0 matters.
+
+    Args:
+        graph: the model.
+        tensor: a tensor of a cut.
+        readers: the tail's nodes.
+    """
+    if tensor in graph.outputs:
+        return -math.inf, math.inf
+    inside = set(readers)
+    ranges = [_told_apart(graph, node, tensor) for node in graph.consumers[tensor] if node in inside]
+    return min((low for low, _ in ranges), default=-math.inf), max((high for _, high in ranges), default=math.inf)
+
+
+def _told_apart(graph: Graph, index: int, tensor: str) -> tuple[float, float]:
+    node = graph.nodes[index]
+    if node.domain in ("", "ai.onnx") and node.op_type == "Relu":
+        return 0.0, math.inf
+    if node.domain in ("", "ai.onnx") and node.op_type == "Clip" and node.input[0] == tensor:
+        given = {a.name: a.f for a in node.attribute}
+        bounds = [_scalar(graph, name) for name in (*node.input[1:], "", "")][:2]
+        low, high = (b if b is not None else given.get(key) for b, key in zip(bounds, ("min", "max"), strict=True))
+        return -math.inf if low is None else low, math.inf if high is None else high
+    return -math.inf, math.inf
+
+
+def _scalar(graph: Graph, name: str) -> float | None:
+    """The value of a constant of one element; None where it is none."""
+    if not name:
+        return None
+    for tensor in graph.model.proto.graph.initializer:
+        if tensor.name == name:
+            return float(numpy_helper.to_array(tensor).reshape(-1)[0]) if math.prod(tensor.dims) == 1 else None
+    node = graph.nodes[graph.producer[name]] if name in graph.producer else None
+    if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
+        array = numpy_helper.to_array(node.attribute[0].t)
+        return float(array.reshape(-1)[0]) if array.size == 1 else None
+    return None
 
 
 def _perm(node: onnx.NodeProto, rank: int) -> list[int]:

@@ -21,15 +21,17 @@ import numpy as np
 
 from ..runtime.errors import CutError, UnknownTensorError
 from .graph import Graph, open_symbols
-from .shapes import TensorInfo, numpy_name
+from .shapes import TensorInfo, numpy_name, why_not
 
 logger = logging.getLogger(__name__)
 
-_CLAMPS = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax"})
-
+MAX_TENSORS = 3
+"""To a cut, where nobody says otherwise."""
 MAX_CUTS = 50_000
 MAX_STEPS = 400_000
 """Of the search. Two towers of a thousand nodes each have a million cuts between them; nobody reads those."""
+
+_ONE_SIDED = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax", "Softplus"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class CutTensor:
     elements: int
     raw_bytes: int
     """Uncoded, in the model's own element type."""
+    one_sided: bool = False
+    """Made by an activation without negative values, so that no symbols are spent on those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +87,19 @@ class CutPoint:
 
 @dataclass(frozen=True)
 class Separation:
-    """A cut's tensors and the data nodes of its two sides."""
+    """The data nodes of a cut's parts, and the tensors between them."""
 
     tensors: tuple[str, ...]
+    """What the head sends."""
     head: frozenset[int]
     tail: frozenset[int]
+    """What runs on the server: everything after the cut, or the body of a three-way cut."""
+    back: tuple[str, ...] = ()
+    """In a three-way cut: what the body sends back."""
+    final: frozenset[int] = frozenset()
+    """In a three-way cut: what the device does with that."""
+    kept: tuple[str, ...] = ()
+    """In a three-way cut: what the head made, or was given, that the final part needs; it never leaves the device."""
 
 
 class Flow:
@@ -101,7 +113,8 @@ class Flow:
         self.makes = [[t for t in graph.nodes[node].output if t in graph.consumers] for node in graph.data]
         self.readers = {t: [self.position[node] for node in nodes] for t, nodes in graph.consumers.items()}
         self.maker = {t: i for i, made in enumerate(self.makes) for t in made}
-        self.reader_bits = {t: sum(1 << i for i in readers) for t, readers in self.readers.items()}
+        self.reader_bits = {t: sum(1 << i for i in self.readers.get(t, ())) for t in (*graph.inputs, *self.maker)}
+        self.readers |= {t: [] for t in self.reader_bits if t not in self.readers}
 
     @cached_property
     def before(self) -> list[int]:
@@ -147,42 +160,81 @@ class Flow:
         """The tail of a cut at the tensors."""
         return self.reached_from(tensors) & ~self.needed_by(tensors)
 
+    def read_by(self, side: int) -> list[str]:
+        """Tensors that a set of nodes reads and does not make, in topological order."""
+        made = self.maker
+        return [t for t, bits in self.reader_bits.items() if bits & side and not (t in made and side >> made[t] & 1)]
+
     def members(self, bits: int) -> frozenset[int]:
         """Graph nodes of a set of bits."""
         return frozenset(node for i, node in enumerate(self.nodes) if bits >> i & 1)
 
 
-def separate(graph: Graph, names: Sequence[str]) -> Separation:
-    """The two sides of a cut at the named tensors.
+def separate(graph: Graph, names: Sequence[str], until: Sequence[str] = ()) -> Separation:
+    """The parts of a cut at the named tensors.
+
+    Args:
+        graph: the model.
+        names: what the head sends.
+        until: what comes back, for a three-way cut: head and final part on the device, the body between them on the
+            server. Tensors of the head that the final part reads may be named or not: they stay where they are.
 
     Raises:
         UnknownTensorError: a name that the graph does not have.
         CutError: they do not separate it; the text names what leaks.
     """
-    names = tuple(dict.fromkeys(names))
-    for name in names:
+    names, until = tuple(dict.fromkeys(names)), tuple(dict.fromkeys(until))
+    for name in (*names, *until):
         _check_name(graph, name)
+        if reason := why_not(graph.infos.get(name)):
+            raise CutError(f"{name!r} {reason}; cut elsewhere")
     flow = Flow(graph)
-    tail = flow.tail_of(names)
+    everything = (1 << len(flow.nodes)) - 1
+    final = flow.tail_of(until)
+    tail = flow.tail_of(names) & ~final
+    head = everything & ~tail & ~final
     joined = ", ".join(repr(name) for name in names)
     if not tail:
-        raise CutError(f"{joined}: nothing is left after it for the tail; cut earlier")
-    if tail == (1 << len(flow.nodes)) - 1:
+        between = "between it and " + ", ".join(map(repr, until)) if until else "after it"
+        raise CutError(f"{joined}: nothing is left {between} for the server; cut earlier")
+    if not head:
         raise CutError(f"{joined}: nothing is before it for the head; cut later")
-    for tensor, bits in flow.reader_bits.items():
-        if tensor in names or not bits & tail or (tensor in flow.maker and tail >> flow.maker[tensor] & 1):
+    if until and not final:
+        raise CutError(f"{', '.join(map(repr, until))}: nothing is left after it for the device; end the body earlier")
+    _check_leaks(flow, names, tail, [head], "--at")
+    _check_leaks(flow, until, final, [tail], "--until")
+    _check_dimensions(graph, flow, names, tail)
+    crossing = flow.read_by(final)
+    back = tuple(name for name in until if name in flow.maker and tail >> flow.maker[name] & 1)
+    kept = tuple(name for name in crossing if name not in back)
+    if until and not back:
+        raise CutError(f"{', '.join(map(repr, until))}: the body makes none of these, so nothing would come back")
+    if final:
+        _check_dimensions(graph, flow, (*back, *kept), final)
+    return Separation(names, flow.members(head), flow.members(tail), back, flow.members(final), kept)
+
+
+def _check_leaks(flow: Flow, names: Sequence[str], side: int, before: Sequence[int], option: str) -> None:
+    """All that a side reads from the part before it must be among the names, and all the names among what it reads."""
+    graph = flow.graph
+    sources = 0
+    for bits in before:
+        sources |= bits
+    joined = ", ".join(map(repr, names))
+    for tensor in flow.read_by(side):
+        maker = flow.maker.get(tensor)
+        outside = maker is None and option == "--until"  # an input that the final part reads is on the device anyway
+        if tensor in names or outside or (maker is not None and not sources >> maker & 1):
             continue
-        reader = next(i for i in flow.readers[tensor] if tail >> i & 1)
+        reader = graph.describe(flow.nodes[next(i for i in flow.readers[tensor] if side >> i & 1)])
+        together = f" {option} ".join(["", *names, tensor]).strip()
         raise CutError(
-            f"{joined} does not separate the graph: {tensor!r} leaks past it into "
-            f"{graph.describe(flow.nodes[reader])}; cut at both (--at {' --at '.join([*names, tensor])}) or elsewhere"
+            f"{joined} does not separate the graph: {tensor!r} leaks past it into {reader}; "
+            f"cut at all of them ({together}) or elsewhere"
         )
     for name in names:
-        if not flow.reader_bits[name] & tail:
+        if not flow.reader_bits[name] & side:
             raise CutError(f"{name!r} is not needed after the other tensors of this cut; leave it out")
-    _check_dimensions(graph, flow, names, tail)
-    everything = (1 << len(flow.nodes)) - 1
-    return Separation(names, flow.members(everything & ~tail), flow.members(tail))
 
 
 def _check_name(graph: Graph, name: str) -> None:
@@ -353,6 +405,8 @@ class _Search:
             return None
         names = tuple(sorted(alive, key=self.order.__getitem__))
         tail = flow.tail_of(names)
+        if any(why_not(flow.graph.infos.get(name)) for name in names):
+            return None
         if tail != self.everything & ~head or _missing_symbols(flow.graph, flow, names, tail):
             return None
         return names
@@ -372,35 +426,25 @@ def list_points(graph: Graph, max_tensors: int = 1) -> list[CutPoint]:
     def score(point: CutPoint) -> float:
         return point.symbol_bytes / input_elements + point.head_flops / total_flops
 
-    best = _pareto(points, [_clamping_flops(graph, point) for point in points])
+    best = _pareto(points)
     points = [replace(point, pareto=i in best) for i, point in enumerate(points)]
-    return sorted(points, key=lambda point: (not point.pareto, score(point), point.raw_bytes, point.depth, point.name))
+    return sorted(points, key=lambda point: (not point.pareto, score(point), _cost(point), point.depth, point.name))
 
 
-def _clamping_flops(graph: Graph, point: CutPoint) -> int:
-    """Work of the activations that end a cut's head by throwing away what is below zero."""
-    makers = (graph.producer.get(tensor.name) for tensor in point.tensors)
-    return sum(graph.flops[i] for i in makers if i is not None and graph.nodes[i].op_type in _CLAMPS)
-
-
-def _pareto(points: Sequence[CutPoint], clamping: Sequence[int]) -> set[int]:
-    """Indices of the points that no other beats.
-
-    A clamp counts as no work, and wins the tie with what it clamps: behind it half of the values are zero and the
-    quantiser has its steps for the other half alone.
-    """
+def _pareto(points: Sequence[CutPoint]) -> set[int]:
     best: set[int] = set()
     fewest = math.inf
-    for i in sorted(range(len(points)), key=lambda i: _cost(points[i], clamping[i])):
+    for i in sorted(range(len(points)), key=lambda i: _cost(points[i])):
         if points[i].symbol_bytes < fewest:
             fewest = points[i].symbol_bytes
             best.add(i)
     return best
 
 
-def _cost(point: CutPoint, clamping: int) -> tuple[int, int, int, int]:
-    """Work before the cut, then bytes; among equals a tensor of integers comes first, for it needs no quantiser."""
-    return point.head_flops - clamping, point.symbol_bytes, point.raw_bytes, -clamping
+def _cost(point: CutPoint) -> tuple[int, int, int, int]:
+    """Work before the cut, then bytes; among equals integers come first, for they need no quantiser, then ReLUs."""
+    signed = sum(not tensor.one_sided for tensor in point.tensors)
+    return point.head_flops, point.symbol_bytes, point.raw_bytes, signed
 
 
 class Pricer:
@@ -454,13 +498,18 @@ class Pricer:
             if not bits & tail:
                 tail_params -= graph.weights[weight]
         return CutPoint(
-            tensors=tuple(describe(name, graph.infos.get(name)) for name in names),
+            tensors=tuple(self._tensor(name) for name in names),
             head_params=head_params,
             tail_params=tail_params,
             head_flops=head_flops,
             tail_flops=int(self.flops[-1]) - head_flops,
             depth=max(self.depths[flow.maker[name]] if name in flow.maker else 0 for name in names),
         )
+
+    def _tensor(self, name: str) -> CutTensor:
+        maker = self.graph.producer.get(name)
+        one_sided = maker is not None and self.graph.nodes[maker].op_type in _ONE_SIDED
+        return replace(describe(name, self.graph.infos.get(name)), one_sided=one_sided)
 
 
 def describe(name: str, info: TensorInfo | None) -> CutTensor:

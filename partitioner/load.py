@@ -6,27 +6,30 @@ ops have, and weights that stay in their files until somebody copies them.
 
 from __future__ import annotations
 
-import importlib
 import logging
-import sys
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 
-from ..runtime.errors import MissingDependencyError, ModelError
+from ..runtime.errors import ModelError, ModelFormatError, OpsetError, UsageError
+from . import bfloat16
+from .check import check
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
+Source: TypeAlias = "str | Path | Model | torch.nn.Module"
+"""What `load` takes."""
+
 MIN_OPSET = 8
 """Elementwise ops broadcast from here on, which is all that the quantiser needs."""
+_NO_OPSET = 17
 MIN_IR, MAX_IR = 8, 10
 """Written files carry an IR version that ONNX Runtime 1.19, the oldest that a device may have, reads."""
 
@@ -36,7 +39,7 @@ class Model:
     """A loaded model.
 
     model = load("resnet.onnx")
-    model = load("package.module:build")
+    model = load("timm:mobilenetv3_small_100", weights="random")
     """
 
     name: str
@@ -53,33 +56,41 @@ class Model:
         return Model(self.name, proto, self.folder, self._keep)
 
 
-def load(source: str | Path | Model | torch.nn.Module) -> Model:
+def load(source: Source, weights: str | Path | None = None) -> Model:
     """Load a model from wherever it is.
 
     Args:
-        source: path of an ONNX file, `package.module:callable` (the callable makes a torch module, or a pair of one
-            and its example inputs), a torch module, or a model that is loaded already.
+        source: path of an ONNX file, `torchvision:NAME`, `timm:NAME`, `hf:PATH` of a local Hugging Face model,
+            `package.module:callable` (the callable makes a torch module, or a pair of one and its example inputs), a
+            torch module, or a model that is loaded already.
+        weights: for a torch model: a file with its state dict (`.pt`, `.pth` or `.safetensors`), or `random`; the
+            library's own when None.
 
     Raises:
         ModelError: it cannot be read, or not be exported.
-        MissingDependencyError: torch is needed and not there.
+        MissingDependencyError: a library that is needed is not there.
     """
     if isinstance(source, Model):
         return source
     if not isinstance(source, str | Path):
-        return from_torch(source, type(source).__name__)
+        from .torch_source import export
+
+        return export(source, type(source).__name__)
     path = Path(source)
     if path.exists() or ":" not in str(source) or path.suffix == ".onnx":
+        if weights is not None:
+            raise UsageError(f"{path}: an ONNX file has its weights in it; --weights is for torch models")
         return from_file(path)
-    module, _, attribute = str(source).partition(":")
-    return from_torch(_build(module, attribute), attribute)
+    from .torch_source import from_library
+
+    return from_library(str(source), weights)
 
 
 def from_file(path: Path, name: str | None = None) -> Model:
     """Read an ONNX file.
 
     Raises:
-        ModelError: no such file, not ONNX, or a graph that cannot be.
+        ModelError: no such file; what `check` refuses; an opset that cannot be converted.
     """
     try:
         proto = onnx.load(str(path), load_external_data=False)
@@ -88,26 +99,32 @@ def from_file(path: Path, name: str | None = None) -> Model:
     except IsADirectoryError:
         raise ModelError(f"{path} is a directory; name the ONNX file in it") from None
     except (DecodeError, ValueError, OSError) as error:
-        raise ModelError(f"{path} is no ONNX model, or is cut short ({_first_line(error)})") from None
+        raise ModelFormatError(f"{path} is no ONNX model, or is cut short ({first_line(error)})") from None
     if not proto.graph.node:
-        raise ModelError(f"{path} is no ONNX model: there is no graph with nodes in it")
-    return Model(name or path.stem, normalise(proto, str(path)), path.resolve().parent)
+        raise ModelFormatError(f"{path} is no ONNX model: there is no graph with nodes in it")
+    folder = path.resolve().parent
+    check(proto, path.name, folder)
+    return Model(name or path.stem, normalise(proto, path.name, folder), folder)
 
 
-def normalise(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
+def normalise(proto: onnx.ModelProto, where: str, folder: Path | None = None) -> onnx.ModelProto:
     """Bring a graph into the form that this module promises.
 
     Raises:
-        ModelError: an opset that cannot be converted.
+        OpsetError: an opset that cannot be converted.
     """
+    if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
+        proto.opset_import.add(domain="", version=_NO_OPSET)  # only ops of other domains so far; ours are standard
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+    if bfloat16.upcast(proto, folder):
+        logger.warning("%s: bfloat16 is taken as float32, since ONNX Runtime's CPU has no kernels for it", where)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
     if opset < MIN_OPSET:
         try:
             proto = onnx.version_converter.convert_version(proto, 13)
         except (RuntimeError, onnx.shape_inference.InferenceError) as error:
-            raise ModelError(f"{where}: opset {opset} cannot be converted to 13 ({_first_line(error)})") from None
+            raise OpsetError(f"{where}: opset {opset} cannot be converted to 13 ({first_line(error)})") from None
     named = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in named]
     del proto.graph.input[:]
@@ -116,90 +133,6 @@ def normalise(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     return proto
 
 
-def from_torch(module: Any, name: str, example: tuple[Any, ...] | None = None) -> Model:
-    """Export a torch module with a dynamic batch.
-
-    Args:
-        module: a `torch.nn.Module`, or a pair of one and its example inputs (each with a batch axis first).
-        name: the model's name.
-        example: inputs; for a module that takes one picture, `float32 [2, 3, 224, 224]` when none are given.
-
-    Raises:
-        ModelError: it is no module, or neither exporter takes it.
-    """
-    torch = _torch()
-    if isinstance(module, tuple) and len(module) == 2:
-        module, example = module
-    if not isinstance(module, torch.nn.Module):
-        raise ModelError(f"{name}: a torch.nn.Module was expected, {type(module).__name__} came")
-    if example is None:
-        example = (torch.zeros(2, 3, 224, 224),)
-    elif not isinstance(example, tuple):
-        example = (example,)
-    folder = tempfile.TemporaryDirectory(prefix="narrows.")
-    path = Path(folder.name) / "model.onnx"
-    module.eval()
-    _export(torch, module, example, path, name)
-    loaded = from_file(path, name)
-    return Model(loaded.name, loaded.proto, loaded.folder, folder)
-
-
-def _export(torch: Any, module: Any, example: tuple[Any, ...], path: Path, name: str) -> None:
-    """Write the module as ONNX: the exporter of torch.export first, the older one where that fails."""
-    batch = torch.export.Dim("batch")
-    attempts: list[Callable[[], object]] = [
-        lambda: torch.onnx.export(
-            module,
-            example,
-            path,
-            dynamic_shapes=tuple({0: batch} if tensor.ndim else None for tensor in example),
-            dynamo=True,
-            external_data=True,
-            verbose=False,
-        ),
-        lambda: torch.onnx.export(
-            module,
-            example,
-            path,
-            input_names=[f"input_{i}" for i in range(len(example))],
-            dynamic_axes={f"input_{i}": {0: "batch"} for i in range(len(example))},
-            dynamo=False,
-        ),
-    ]
-    reasons = []
-    for attempt in attempts:
-        try:
-            with torch.no_grad():
-                attempt()
-        # The exporters promise no class of their own for what they cannot do.
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-            reasons.append(_first_line(error))
-            logger.warning("%s: an exporter of torch refuses it (%s)", name, reasons[-1])
-        else:
-            return
-    raise ModelError(f"{name}: torch exports it neither with torch.export nor by tracing ({'; '.join(reasons)})")
-
-
-def _build(module: str, attribute: str) -> Any:
-    """Import `module` and call `attribute` of it. The working folder is searched, as `python -m` does."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise ModelError(f"{module}:{attribute} cannot be imported ({error}), and is no file either") from None
-    except AttributeError:
-        raise ModelError(f"{module} has no {attribute!r}") from None
-    return found if hasattr(found, "state_dict") or not callable(found) else found()
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError(f"torch modules need torch ({error}): pip install 'narrows[partition]'") from None
-    return torch
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -50,7 +51,14 @@ def parse(text: str | Preprocess | None, model: Model) -> Preprocess | None:
     base = Preprocess(height or 224, width or 224)
     if text == "imagenet":
         return _check(
-            replace(base, crop=0.875, scale=1 / 255, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, layout=layout or "nchw"),
+            replace(
+                base,
+                crop=0.875,
+                scale=1 / 255,
+                mean=_IMAGENET_MEAN,
+                std=_IMAGENET_STD,
+                layout=cast(Any, layout or "nchw"),
+            ),
             model,
         )
     return _check(_fill(base, options), model)
@@ -63,9 +71,9 @@ def _fill(base: Preprocess, options: dict[str, str]) -> Preprocess:
     try:
         return replace(
             base,
-            order=options.get("order", "rgb"),  # type: ignore[arg-type]
-            layout=options["layout"] or "nchw",  # type: ignore[arg-type]
-            fit=options.get("fit", "crop"),  # type: ignore[arg-type]
+            order=cast(Any, options.get("order", "rgb")),
+            layout=cast(Any, options["layout"] or "nchw"),
+            fit=cast(Any, options.get("fit", "crop")),
             crop=float(options.get("crop", 1.0)),
             fill=int(options.get("fill", 114)),
             scale=_number(options.get("scale", "1")),
@@ -158,7 +166,7 @@ def _nodes(
     preprocess: Preprocess, image: str, target: str, dtype: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """(byte × scale - mean) / std, in the model's order, layout and element type."""
-    steps: list[tuple[str, list[str], dict[str, object]]] = []
+    steps: list[tuple[str, list[str], dict[str, Any]]] = []
     constants: list[onnx.TensorProto] = []
 
     def constant(name: str, array: object) -> str:

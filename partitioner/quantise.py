@@ -87,11 +87,12 @@ class RangeStatistics:
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
 
-    def bounds(self) -> tuple[Floats, Floats]:
-        """Per channel: a range that holds zero and is not empty."""
+    def bounds(self, useful: tuple[float, float] = (-math.inf, math.inf)) -> tuple[Floats, Floats]:
+        """Per channel: a range that holds zero, is not empty, and leaves out what is outside `useful`."""
         if self.low is None or self.high is None:
             raise UsageError("no calibration data: nothing was seen of this tensor")
-        low, high = np.minimum(self.low, 0.0), np.maximum(self.high, 0.0)
+        low = np.minimum(np.maximum(self.low, useful[0]), 0.0)
+        high = np.maximum(np.minimum(self.high, useful[1]), 0.0)
         widest = float(np.max(high - low, initial=0.0)) or 1.0
         return low, np.where(high - low > 0, high, _DEAD_SHARE * widest)
 
@@ -174,7 +175,7 @@ def choose_axis(info: TensorInfo, axis: int | None, frames: int) -> int | None:
 
 
 def quantiser_nodes(
-    graph: onnx.GraphProto, source: str, target: str, info: TensorInfo, table: QuantiserTable, quality: str
+    graph: onnx.GraphProto, source: str, target: str, *, info: TensorInfo, table: QuantiserTable, quality: str
 ) -> None:
     """Append the nodes that turn `source` into symbols `target`."""
     build = _Builder(graph, target, info, table, quality)
@@ -191,7 +192,7 @@ def quantiser_nodes(
 
 
 def dequantiser_nodes(
-    graph: onnx.GraphProto, source: str, target: str, info: TensorInfo, table: QuantiserTable, quality: str
+    graph: onnx.GraphProto, source: str, target: str, *, info: TensorInfo, table: QuantiserTable, quality: str
 ) -> None:
     """Append the nodes that turn symbols `source` into features `target`."""
     build = _Builder(graph, source, info, table, quality)
@@ -231,7 +232,7 @@ class _Builder:
         return name
 
     def scalar(self, name: str, value: float) -> str:
-        return self.constant(name, np.float32(value).reshape(()))
+        return self.constant(name, np.array(value, np.float32))
 
     def per_channel(self, name: str, rows: Array) -> str:
         """Rows `[qualities, channels or 1]` of each frame's quality, shaped to be combined with the tensor."""

@@ -6,7 +6,13 @@
     ├── ModelError              a model that cannot be read or cut
     │   ├── UnknownTensorError  a tensor name that the graph does not have
     │   ├── CutError            tensors that do not separate the graph
-    │   └── ProofError          tail(head(x)) is not model(x)
+    │   ├── ProofError          tail(head(x)) is not model(x)
+    │   ├── ModelFormatError    a file that is no ONNX model, or is cut short
+    │   ├── GraphError          a cycle, nodes out of order, a name that is made twice or by nobody
+    │   ├── OperatorError       an op or a domain that nobody here knows
+    │   ├── OpsetError          a model newer than the installed ONNX or ONNX Runtime
+    │   ├── ExternalDataError   weights in a file that is missing, too short, or outside the model's folder
+    │   └── NothingToCutError   no tensor that could cross a link
     ├── BundleError             a bundle that is damaged, incomplete or of another schema
     │   ├── BundleMismatchError the two ends hold halves of different bundles
     │   └── GoldenError         this machine does not reproduce the golden vectors
@@ -24,6 +30,8 @@
     │   └── OverloadedError     the server refuses more work for now
     ├── ModelNotFoundError      the server has no model of that name
     ├── DrainingError           the server is going down and takes no new frame
+    ├── UnauthenticatedError    the server wants a token, and this is none of its own
+    ├── PermissionDeniedError   the token does not cover this model
     └── InternalError           a fault of ours; the details are in the log, not in the text
 
 An error's text says what was expected, what was found, and what to do; it is written for strangers, so it never
@@ -71,6 +79,30 @@ class CutError(ModelError):
 
 class ProofError(ModelError):
     code, exit_code = "proof", 13
+
+
+class ModelFormatError(ModelError):
+    code, exit_code = "model-format", 14
+
+
+class GraphError(ModelError):
+    code, exit_code = "graph", 15
+
+
+class OperatorError(ModelError):
+    code, exit_code = "operator", 16
+
+
+class OpsetError(ModelError):
+    code, exit_code = "opset", 17
+
+
+class ExternalDataError(ModelError):
+    code, exit_code = "external-data", 18
+
+
+class NothingToCutError(ModelError):
+    code, exit_code = "nothing-to-cut", 19
 
 
 class BundleError(NarrowsError):
@@ -132,6 +164,11 @@ class DeadlineError(LinkError):
 class OverloadedError(LinkError):
     code, exit_code, grpc_status = "overloaded", 53, "RESOURCE_EXHAUSTED"
 
+    def __init__(self, text: str, retry_ms: int = 0) -> None:
+        super().__init__(text)
+        self.retry_ms = retry_ms
+        """Milliseconds after which another try has a chance, as the server expects; 0 where it has no idea."""
+
 
 class ModelNotFoundError(NarrowsError):
     code, exit_code, grpc_status = "model-not-found", 54, "NOT_FOUND"
@@ -139,6 +176,14 @@ class ModelNotFoundError(NarrowsError):
 
 class DrainingError(NarrowsError):
     code, exit_code, grpc_status = "draining", 55, "UNAVAILABLE"
+
+
+class UnauthenticatedError(NarrowsError):
+    code, exit_code, grpc_status = "unauthenticated", 56, "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(NarrowsError):
+    code, exit_code, grpc_status = "permission-denied", 57, "PERMISSION_DENIED"
 
 
 class InternalError(NarrowsError):

@@ -6,8 +6,8 @@ import numpy as np
 
 from ..protos import split_pb2 as pb
 from .answer import DEFAULT_TOP, Array, Form, Reply, ServerTiming, TopClass, Wanted
-from .errors import FrameError, NarrowsError, from_code
-from .frame import CodedTensor, Frame
+from .errors import FrameError, NarrowsError, OverloadedError, from_code
+from .frame import CodedTensor, Frame, Mode
 
 PROTOCOL = 1
 _MICRO = 1000.0
@@ -18,6 +18,7 @@ def frame_to_wire(frame: Frame) -> pb.Frame:
     """A frame as a message."""
     return pb.Frame(
         id=frame.id,
+        mode=pb.Mode.Name(frame.mode),
         cut=frame.cut,
         quality=frame.quality,
         coder=frame.coder,
@@ -33,8 +34,10 @@ def frame_from_wire(message: pb.Frame) -> Frame:
     Raises:
         FrameError: a mode that this release does not know.
     """
-    if message.mode != pb.MODE_SPLIT:
-        raise FrameError(f"frames of mode {message.mode} are not served here; send split frames")
+    try:
+        mode = Mode(message.mode)
+    except ValueError:
+        raise FrameError(f"frames of mode {message.mode} are unknown here; this end is older than the peer") from None
     return Frame(
         id=message.id,
         cut=message.cut,
@@ -43,6 +46,7 @@ def frame_from_wire(message: pb.Frame) -> Frame:
         checksum=message.checksum,
         tensors=tuple(CodedTensor(tensor.payload, tuple(tensor.shape)) for tensor in message.tensors),
         deadline_ms=message.deadline_ms,
+        mode=mode,
     )
 
 
@@ -91,14 +95,23 @@ def reply_from_wire(message: pb.Outcome) -> Reply:
         id=message.id,
         outputs={tensor.name: _tensor_from_wire(tensor) for tensor in message.outputs},
         top=tuple(TopClass(best.index, best.score) for best in message.top),
-        error=from_code(message.error.code, message.error.text) if message.HasField("error") else None,
+        error=error_from_wire(message.error) if message.HasField("error") else None,
         timing=ServerTiming(timing.queue_us / _MICRO, timing.decode_us / _MICRO, timing.tail_us / _MICRO, timing.batch),
     )
 
 
 def error_to_wire(error: NarrowsError) -> pb.Error:
     """An error as a message: its stable name and its public text."""
-    return pb.Error(code=error.code, text=str(error))
+    retry_ms = error.retry_ms if isinstance(error, OverloadedError) else 0
+    return pb.Error(code=error.code, text=str(error), retry_ms=min(retry_ms, _UINT32_MAX))
+
+
+def error_from_wire(message: pb.Error) -> NarrowsError:
+    """A message as the error that the peer raised."""
+    error = from_code(message.code, message.text)
+    if isinstance(error, OverloadedError):
+        error.retry_ms = message.retry_ms
+    return error
 
 
 def _tensor_to_wire(name: str, array: Array) -> pb.Tensor:

@@ -2,6 +2,8 @@
 
 from .app import ServerThread, serve
 from .batcher import BatchOptions
-from .options import ServeOptions
+from .clients import ClientLimits
+from .options import ServeOptions, best_providers
+from .security import TlsOptions
 
-__all__ = ["BatchOptions", "ServeOptions", "ServerThread", "serve"]
+__all__ = ["BatchOptions", "ClientLimits", "ServeOptions", "ServerThread", "TlsOptions", "best_providers", "serve"]

@@ -7,31 +7,154 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from ..protos import split_pb2 as pb
-from ..protos import split_pb2_grpc
-from ..runtime.errors import UsageError
+from ..runtime.errors import MissingDependencyError, UsageError
 from ..runtime.link import new_server
+from .clients import TokenFile
 from .heads import HeadStore
+from .health import Health
+from .oip import OpenInference
 from .options import ServeOptions
-from .plane import DataPlane
-from .repository import Repository, load_repository
-from .service import SplitService
+from .plane import DataPlane, PlaneOptions
+from .repository import Loader, Repository
+from .security import Gate, server_credentials
+from .service import SplitService, add_services
+from .tally import Tally
+
+if TYPE_CHECKING:
+    from .web import WebServer
 
 _log = logging.getLogger(__name__)
 
-SERVICE = pb.DESCRIPTOR.services_by_name["SplitInference"].full_name
+_STATUS_S = 5.0
 _STOP_S = 0.25
 """For calls that outlived the draining: health watches, mostly, which never end by themselves."""
 
 
+class Server:
+    """All parts of one server, put together. Made and used on one event loop.
+
+    server = Server(options)
+    address = await server.start()
+    ...
+    await server.stop()
+    """
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
+        self._heads = HeadStore()
+        loader = Loader(self._heads, options.limits, options.session, options.batch)
+        self._repository = Repository(options.bundles, loader)
+        self._looking = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
+        self.plane = DataPlane(PlaneOptions(options.limits, options.clients, options.batch))
+        self._health = Health(self.plane.catalogue)
+        self._service = SplitService(self.plane)
+        self._grpc: grpc.aio.Server | None = None
+        self._web: WebServer | None = None
+
+    async def start(self) -> str:
+        """Load, listen and serve.
+
+        Returns:
+            Where it listens, "host:port".
+
+        Raises:
+            BundleError: nothing to serve.
+            UsageError: the address cannot be listened on, or a file of certificates or tokens is unfit.
+        """
+        tokens = TokenFile(self._options.tokens) if self._options.tokens else None
+        self.plane.catalogue.apply(await asyncio.to_thread(self._repository.open))
+        self._grpc = new_server(self._options.limits.max_frame_bytes, (Gate(tokens),))
+        add_services(self._grpc, self._service, OpenInference(self.plane, self._options.batch.max_batch), self._health)
+        address = self._listen(self._grpc)
+        await self._health.refresh()
+        if self._options.metrics_port is not None:
+            self._web = self._show(self._options.host, self._options.metrics_port)
+        await self._grpc.start()
+        if self._options.watch_s:
+            self._watcher = asyncio.create_task(self._watch(), name="watch the bundles")
+        _log.info("serving %s on %s", ", ".join(self.plane.catalogue.names), address)
+        return address
+
+    async def look(self) -> None:
+        """Look at the folder of bundles: load what is new, replace what changed, retire what is gone."""
+        async with self._looking:
+            changes = await asyncio.to_thread(self._repository.look)
+            self.plane.catalogue.apply(changes)
+            await self._health.refresh()
+        if changes.added or changes.removed:
+            _log.info("%d bundles came, %d went", len(changes.added), len(changes.removed))
+
+    async def stop(self) -> None:
+        """Drain, within `drain_s`, then end everything."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._grpc is not None:
+            _log.info("draining")
+            await self._health.leave()
+            try:
+                await asyncio.wait_for(self._service.drain(), self._options.drain_s - 2 * _STOP_S)
+            except TimeoutError:
+                _log.warning("streams are cut off after %.1f s of draining", self._options.drain_s)
+            await self._grpc.stop(_STOP_S)
+        if self._web is not None:
+            await asyncio.to_thread(self._web.close)
+        await self.plane.close()
+        self._heads.close()
+
+    @property
+    def metrics_address(self) -> str:
+        """Where metrics and status are shown, "host:port"; empty where they are not."""
+        return self._web.address if self._web else ""
+
+    def _show(self, host: str, port: int) -> WebServer:
+        try:
+            from .metrics import Metrics
+            from .web import WebServer
+        except ImportError as error:
+            raise MissingDependencyError(f"metrics need: pip install 'narrows[server]' ({error})") from None
+        plane, loop, tally = self.plane, asyncio.get_running_loop(), Tally()
+        metrics = Metrics(plane.catalogue, plane.holdings)
+        plane.observers += [tally, metrics]
+
+        async def summary() -> dict[str, object]:
+            return tally.summary(plane.catalogue, plane.holdings)
+
+        def status() -> dict[str, object]:
+            return asyncio.run_coroutine_threadsafe(summary(), loop).result(_STATUS_S)
+
+        web = WebServer(host, port, metrics.registry, status)
+        _log.info("metrics and status on http://%s", web.address)
+        return web
+
+    def _listen(self, server: grpc.aio.Server) -> str:
+        options = self._options
+        host = f"[{options.host}]" if ":" in options.host.strip("[]") else options.host
+        try:
+            if options.tls is None:
+                port = server.add_insecure_port(f"{host}:{options.port}")
+            else:
+                port = server.add_secure_port(f"{host}:{options.port}", server_credentials(options.tls))
+        except RuntimeError:
+            raise UsageError(
+                f"cannot listen on {host}:{options.port}; another process may have the port: choose one with --port"
+            ) from None
+        return f"{host}:{port}"
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.watch_s)
+            await self.look()
+
+
 def serve(options: ServeOptions, *, ready: Callable[[str], None] | None = None) -> int:
     """Serve until SIGTERM or SIGINT, then drain: frames that were taken are answered, streams are told.
+
+    SIGHUP looks at the folder of bundles again.
 
     Args:
         options: all there is to say.
@@ -42,72 +165,36 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None] | None = None) 
 
     Raises:
         BundleError: nothing to serve.
-        UsageError: the address cannot be listened on.
+        UsageError: the address cannot be listened on, or a file of certificates or tokens is unfit.
     """
 
     async def run() -> None:
-        stop = asyncio.Event()
+        stop, again = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await run_server(options, stop, ready or _ignore)
+        loop.add_signal_handler(signal.SIGHUP, again.set)
+        await _run_server(Server(options), stop, again, ready or _ignore)
 
     asyncio.run(run())
     return 0
 
 
-async def run_server(options: ServeOptions, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
-    """Serve on the running event loop until `stop` is set, then drain.
-
-    Raises:
-        As `serve`.
-    """
-    repository = await asyncio.to_thread(load_repository, options.bundles, options.limits, options.session)
-    plane, heads = DataPlane(repository, options.limits, options.batch), HeadStore()
+async def _run_server(server: Server, stop: asyncio.Event, again: asyncio.Event, ready: Callable[[str], None]) -> None:
+    looking = asyncio.create_task(_look_when_told(server, again))
     try:
-        service = SplitService(plane, heads)
-        server = new_server(options.limits.max_frame_bytes)
-        split_pb2_grpc.add_SplitInferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-        states = await _add_health(server, repository)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        address = _listen(server, options)
-        await server.start()
-        _log.info("serving %d models on %s", len(repository), address)
-        ready(address)
+        ready(await server.start())
         await stop.wait()
-        _log.info("draining")
-        await states.enter_graceful_shutdown()
-        await _drain(service, server, options.drain_s)
     finally:
-        await asyncio.to_thread(plane.close)
-        heads.close()
+        looking.cancel()
+        await server.stop()
 
 
-async def _drain(service: SplitService, server: grpc.aio.Server, drain_s: float) -> None:
-    try:
-        await asyncio.wait_for(service.drain(), drain_s - 2 * _STOP_S)
-    except TimeoutError:
-        _log.warning("streams are cut off after %.1f s of draining", drain_s)
-    await server.stop(_STOP_S)
-
-
-def _listen(server: grpc.aio.Server, options: ServeOptions) -> str:
-    host = f"[{options.host}]" if ":" in options.host.strip("[]") else options.host
-    try:
-        port = server.add_insecure_port(f"{host}:{options.port}")
-    except RuntimeError:
-        raise UsageError(
-            f"cannot listen on {host}:{options.port}; another process may have the port: choose one with --port"
-        ) from None
-    return f"{host}:{port}"
-
-
-async def _add_health(server: grpc.aio.Server, repository: Repository) -> Any:
-    servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]  # set at run time
-    for name in (SERVICE, *(model.name for model in repository)):
-        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    return servicer
+async def _look_when_told(server: Server, again: asyncio.Event) -> None:
+    while True:
+        await again.wait()
+        again.clear()
+        await server.look()
 
 
 def _ignore(_: str) -> None:
@@ -126,11 +213,14 @@ class ServerThread:
     def __init__(self, options: ServeOptions) -> None:
         self.address = ""
         """Where it listens, "host:port"."""
+        self.metrics_address = ""
+        """Where metrics and status are shown; empty where they are not."""
         self._options = options
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
+        self._again: asyncio.Event
         self._thread = threading.Thread(target=self._run, name="narrows server")
 
     def __enter__(self) -> Self:
@@ -156,6 +246,10 @@ class ServerThread:
         """Begin to drain; returns at once."""
         self._loop.call_soon_threadsafe(self._stop.set)
 
+    def look(self) -> None:
+        """Have the folder of bundles looked at again; returns at once."""
+        self._loop.call_soon_threadsafe(self._again.set)
+
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
@@ -165,9 +259,11 @@ class ServerThread:
             self._ready.set()
 
     async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        await run_server(self._options, self._stop, self._started)
+        self._loop, self._stop, self._again = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        server = Server(self._options)
 
-    def _started(self, address: str) -> None:
-        self.address = address
-        self._ready.set()
+        def started(address: str) -> None:
+            self.address, self.metrics_address = address, server.metrics_address
+            self._ready.set()
+
+        await _run_server(server, self._stop, self._again, started)

@@ -18,8 +18,7 @@ class FairQueue(Generic[Item]):
     Not safe to use from several threads at once; the batcher holds its lock around every call.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+    def __init__(self) -> None:
         self._length = 0
         # Lanes in the order of their turns. Ordered dicts, since items leave from the middle when they are cancelled.
         self._lanes: OrderedDict[Hashable, OrderedDict[Item, None]] = OrderedDict()
@@ -32,14 +31,24 @@ class FairQueue(Generic[Item]):
         """Clients that have something queued."""
         return len(self._lanes)
 
-    def push(self, client: Hashable, item: Item) -> Item | None:
+    def ahead(self, client: Hashable) -> int:
+        """Items that go before the next one of a client."""
+        own = len(self._lanes.get(client, ()))
+        return own + sum(min(len(lane), own + 1) for key, lane in self._lanes.items() if key != client)
+
+    def push(self, client: Hashable, item: Item, capacity: int) -> Item | None:
         """Add an item at the end of its client's lane.
+
+        Args:
+            client: whose lane.
+            item: hashable, not queued yet.
+            capacity: items that may be queued now, at least 1.
 
         Returns:
             The item that found no room: None where there was room, `item` itself, or the newest of the longest lane.
         """
         displaced = None
-        if self._length >= self._capacity:
+        if self._length >= capacity:
             longest = max(self._lanes, key=lambda lane: len(self._lanes[lane]))
             if len(self._lanes[longest]) <= len(self._lanes.get(client, ())) + 1:
                 return item

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
+import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.bundle import sha256_of
+from ..runtime.bundle import Bundle, sha256_of
 from ..runtime.errors import BundleError, UsageError
-from ..runtime.manifest import Half
-from .repository import Model
+from ..runtime.manifest import MANIFEST, Half
 
 CHUNK_BYTES = 256 << 10
 
@@ -43,31 +44,42 @@ class HeadArchive:
 
 
 class HeadStore:
-    """Makes each archive once, when it is first asked for, in a folder that goes when the server does."""
+    """Archives in a folder of their own, which goes when the server does.
+
+    They are copies, so that a bundle that is replaced on disk is still handed out whole to devices that ask for it by
+    its digest.
+    """
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="narrows-heads-")
-        self._archives: dict[str, HeadArchive] = {}
-        self._making = asyncio.Lock()
 
-    async def get(self, model: Model) -> HeadArchive:
-        """The archive of a model's head.
+    def make(self, bundle: Bundle) -> HeadArchive:
+        """Write the archive of a bundle's head, or find it made already.
 
         Raises:
-            BundleError: the server holds its own half alone.
+            BundleError: the bundle changed on disk meanwhile.
         """
-        if not model.has_head:
-            raise BundleError(f"the server has no head of {model.name!r}; copy the device's half from where it was cut")
-        async with self._making:
-            if model.digest not in self._archives:
-                self._archives[model.digest] = await asyncio.to_thread(self._make, model)
-        return self._archives[model.digest]
+        path = Path(self._folder.name) / f"{bundle.digest}.zip"
+        if not path.exists():
+            bundle.write_archive(path, Half.DEVICE)
+            try:
+                _check(path, bundle)
+            except BundleError:
+                path.unlink()
+                raise
+        return HeadArchive(path, path.stat().st_size, sha256_of(path))
 
     def close(self) -> None:
         """Remove the archives."""
         self._folder.cleanup()
 
-    def _make(self, model: Model) -> HeadArchive:
-        path = Path(self._folder.name) / f"{model.digest}.zip"
-        model.bundle.write_archive(path, Half.DEVICE)
-        return HeadArchive(path, path.stat().st_size, sha256_of(path))
+
+def _check(path: Path, bundle: Bundle) -> None:
+    """Hold what was copied against the digests that were checked before it was."""
+    expected = {name: entry.sha256 for name, entry in bundle.members(Half.DEVICE)} | {MANIFEST: bundle.digest}
+    with zipfile.ZipFile(path) as archive:
+        for name, digest in expected.items():
+            with archive.open(name) as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
+            if found != digest:
+                raise BundleError(f"{bundle.root}: {name} changed while the bundle was loaded; load it again")

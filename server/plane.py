@@ -6,44 +6,64 @@ Everything in this module runs on one event loop; decoding and graphs run on the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_classes, classifier
-from ..runtime.errors import DrainingError, FrameTooLargeError, QualityError
-from ..runtime.frame import Frame, Limits
+from ..runtime.errors import DrainingError, FrameError, FrameTooLargeError, NarrowsError, QualityError
+from ..runtime.frame import Frame, Limits, Mode
 from ..runtime.manifest import Manifest
-from .batcher import Batcher, BatchOptions, Finished, Job, overloaded
-from .repository import Model, Repository
+from .batcher import Batcher, BatchOptions
+from .catalogue import Catalogue, Served
+from .clients import Client, ClientLimits, Holdings
+from .job import Finished, Job
+from .repository import Loaded, Model
+from .tally import Observer
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneOptions:
+    """Caps and sizes of the data plane."""
+
+    limits: Limits = field(default_factory=Limits)
+    clients: ClientLimits = field(default_factory=ClientLimits)
+    batch: BatchOptions = field(default_factory=BatchOptions)
 
 
 class DataPlane:
     """Frames to batchers, replies back to who sent them.
 
-    plane = DataPlane(repository, Limits(), BatchOptions())
-    reply = await plane.infer(plane.repository.find("resnet56"), frame, Wanted())
-    plane.close()
+    plane = DataPlane(PlaneOptions())
+    plane.catalogue.apply(repository.look())
+    reply = await plane.infer(plane.catalogue.find("resnet56"), frame, Wanted(), Client("me"))
+    await plane.close()
     """
 
-    def __init__(self, repository: Repository, limits: Limits, options: BatchOptions) -> None:
-        """Start the batchers; has to be called on the event loop."""
-        self.repository = repository
-        self.limits = limits
-        self.draining = False
-        self._options = options
+    def __init__(self, options: PlaneOptions) -> None:
+        """Has to be called on the event loop."""
+        self.limits = options.limits
+        self.catalogue = Catalogue(self._serve)
+        self.holdings = Holdings(options.clients)
+        self.observers: list[Observer] = []
+        self.drain_begun = asyncio.Event()
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._batch = options.batch
         self._loop = asyncio.get_running_loop()
-        self._batchers = {
-            (model.digest, index): self._batcher(model, index)
-            for model in repository
-            for index in range(len(model.tails))
-        }
+
+    @property
+    def draining(self) -> bool:
+        """No new frame is taken."""
+        return self.drain_begun.is_set()
 
     def submit(
-        self, model: Model, frame: Frame, wanted: Wanted, client: Hashable, done: Callable[[Reply], None]
+        self, served: Served, frame: Frame, wanted: Wanted, client: Client, done: Callable[[Reply], None]
     ) -> Job:
         """Take a frame in.
 
         Args:
-            model: whose frame it is.
+            served: the model whose frame it is; the caller keeps it in use (`Catalogue.using`).
             frame: not believed yet.
             wanted: the form of the answer.
             client: whose lane it queues in.
@@ -56,67 +76,121 @@ class DataPlane:
         Raises:
             FrameTooLargeError: more bytes than the cap; found before anything is queued or decoded.
             QualityError: a cut that the bundle does not have.
-            OverloadedError: no room in the queue.
+            OverloadedError: no room in the queue, or too many bytes in flight.
             DrainingError: the server is going down.
         """
+        try:
+            return self._submit(served, Job(frame, wanted, client, done, frame.payload_bytes, served.model.name))
+        except NarrowsError as error:
+            for observer in self.observers:
+                observer.refused(served.model.name, error)
+            raise
+
+    def _submit(self, served: Served, job: Job) -> Job:
         if self.draining:
             raise DrainingError("the server is going down and takes no new frame; connect again")
-        if frame.payload_bytes > self.limits.max_frame_bytes:
+        if job.size > self.limits.max_frame_bytes:
             raise FrameTooLargeError(
-                f"a frame of {frame.payload_bytes} bytes, where {self.limits.max_frame_bytes} are allowed; "
+                f"a frame of {job.size} bytes, where {self.limits.max_frame_bytes} are allowed; "
                 "lower the quality, or raise the server's limit"
             )
-        job = Job(frame, wanted, client, done)
-        displaced = self._find(model, frame).submit(job)
+        batcher = self._find(served, job.frame)
+        job.route = batcher.name
+        self.holdings.take(job.client, job.size)
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            displaced = batcher.submit(job)
+        except BaseException:
+            self._release(job)
+            raise
         if displaced is not None:
-            displaced.done(Reply(displaced.frame.id, error=overloaded(self._options.queue)))
+            self._finish(displaced, Reply(displaced.frame.id, error=batcher.overloaded()))
         return job
 
-    def cancel(self, model: Model, job: Job) -> None:
+    def cancel(self, served: Served, job: Job) -> None:
         """Forget a frame whose sender is gone."""
-        self._find(model, job.frame).cancel(job)
+        self._find(served, job.frame).cancel(job)
+        self._release(job)
 
-    async def infer(self, model: Model, frame: Frame, wanted: Wanted, client: Hashable = None) -> Reply:
+    async def infer(self, served: Served, frame: Frame, wanted: Wanted, client: Client) -> Reply:
         """One frame, one reply. Cancelling the caller cancels the frame.
 
         Raises:
             NarrowsError: as `submit`; what goes wrong later stands in the reply.
         """
-        reply: asyncio.Future[Reply] = self._loop.create_future()
-        job = self.submit(model, frame, wanted, client, reply.set_result)
+        (reply,) = await self.infer_many(served, [frame], wanted, client)
+        return reply
+
+    async def infer_many(
+        self, served: Served, frames: Sequence[Frame], wanted: Wanted, client: Client
+    ) -> Sequence[Reply]:
+        """Several frames, their replies in the same order. Cancelling the caller cancels those that are left.
+
+        Raises:
+            NarrowsError: as `submit`, for any of them; what goes wrong later stands in the replies.
+        """
+        waiting: list[tuple[Job, asyncio.Future[Reply]]] = []
+        with self.catalogue.using(served):
+            try:
+                for frame in frames:
+                    reply: asyncio.Future[Reply] = self._loop.create_future()
+                    waiting.append((self.submit(served, frame, wanted, client, reply.set_result), reply))
+                return [await reply for _, reply in waiting]
+            finally:
+                for job, reply in waiting:
+                    if reply.cancelled() or not reply.done():
+                        self.cancel(served, job)
+
+    async def idle(self) -> None:
+        """Wait until nothing that was taken in is without its outcome."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Run what is queued and end the threads."""
+        await self.catalogue.close()
+
+    def _release(self, job: Job) -> None:
+        self.holdings.release(job.client, job.size)
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
+
+    def _find(self, served: Served, frame: Frame) -> Batcher:
+        name = served.model.name
+        if frame.mode is not Mode.SPLIT:
+            if served.whole is None:
+                raise FrameError(f"bundle {name!r} does not bring its whole model here; send split frames")
+            return served.whole
         try:
-            return await reply
-        finally:
-            if not reply.done() or reply.cancelled():
-                self.cancel(model, job)
+            return served.tails[frame.cut]
+        except IndexError:
+            raise QualityError(f"cut {frame.cut} is unknown; bundle {name!r} has 0…{len(served.tails) - 1}") from None
 
-    def close(self) -> None:
-        """Run what is queued and end the threads; blocks until they have ended."""
-        for batcher in self._batchers.values():
-            batcher.close()
-
-    def _find(self, model: Model, frame: Frame) -> Batcher:
-        try:
-            return self._batchers[model.digest, frame.cut]
-        except KeyError:
-            raise QualityError(
-                f"cut {frame.cut} is unknown; bundle {model.name!r} has 0…{len(model.tails) - 1}"
-            ) from None
-
-    def _batcher(self, model: Model, index: int) -> Batcher:
-        engine = model.tails[index]
+    def _serve(self, model: Model) -> Served:
         shape = _Shaper(model.bundle.manifest)
-        return Batcher(f"{model.name}/{engine.tail.cut.name}", engine, shape, self._hand_over, self._options)
+
+        def batcher(one: Loaded) -> Batcher:
+            name = f"{model.name}/{one.name}"
+            return Batcher(name, one.engine, shape, self._hand_over, self._batch, cost=one.cost)
+
+        whole = batcher(model.whole) if model.whole else None
+        return Served(model, tuple(map(batcher, model.tails)), whole)
 
     def _hand_over(self, finished: Finished) -> None:
         """From a worker to the event loop: one wake-up for the whole batch."""
-        self._loop.call_soon_threadsafe(_call_back, finished)
+        self._loop.call_soon_threadsafe(self._finish_all, finished)
 
+    def _finish_all(self, finished: Finished) -> None:
+        for job, reply in finished:
+            if not job.cancelled:
+                self._finish(job, reply)
 
-def _call_back(finished: Finished) -> None:
-    for job, reply in finished:
-        if not job.cancelled:
-            job.done(reply)
+    def _finish(self, job: Job, reply: Reply) -> None:
+        self._release(job)
+        job.done(reply)
+        for observer in self.observers:
+            observer.finished(job, reply)
 
 
 class _Shaper:

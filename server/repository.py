@@ -1,23 +1,49 @@
-"""A folder of bundles as models that are ready to run."""
+"""Bundles on disk as models that are ready to run.
+
+A repository is one bundle, or a folder whose entries are bundles (folders or `.zip` files) or folders of bundles, one
+for each version:
+
+    bundles/resnet56/            a bundle
+    bundles/mobilenet/v9/        two versions of one: `v10` is the current one, in natural order
+    bundles/mobilenet/v10.zip
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..runtime.bundle import Bundle
-from ..runtime.errors import BundleError, BundleMismatchError, ModelNotFoundError, NarrowsError
-from ..runtime.frame import Limits, frame_codecs
-from ..runtime.halves import Tail
+from ..runtime.errors import BundleError, NarrowsError
+from ..runtime.frame import FrameCodec, Limits, frame_codecs
+from ..runtime.halves import Tail, load_arrays
 from ..runtime.manifest import MANIFEST, Half
 from ..runtime.session import SessionOptions
-from .engine import SplitEngine
+from .batcher import BatchOptions
+from .cost import BatchCost
+from .engine import Engine, Prepared, SplitEngine
+from .heads import HeadArchive, HeadStore
+from .whole import WholeEngine, has_whole
 
 _log = logging.getLogger(__name__)
+
+WHOLE = "whole"
+"""What stands for a cut's name where the model is not cut."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A graph that is ready to run, and what its runs cost here."""
+
+    name: str
+    """The cut's name, or `WHOLE`."""
+    engine: Engine
+    cost: BatchCost
 
 
 @dataclass(frozen=True)
@@ -25,8 +51,14 @@ class Model:
     """A bundle whose tails are loaded and have reproduced their golden vectors on this machine."""
 
     bundle: Bundle
-    tails: tuple[SplitEngine, ...]
+    tails: tuple[Loaded, ...]
     """One for each cut, in the order of the manifest."""
+    whole: Loaded | None
+    """The uncut model, where the bundle brings it to the server."""
+    head: HeadArchive | None
+    """The device's half to hand out, where the bundle has it."""
+    path: Path
+    """Where in the repository it came from; its name is the version, for people, and says which is the current one."""
 
     @property
     def name(self) -> str:
@@ -38,90 +70,120 @@ class Model:
         """The bundle's identity."""
         return self.bundle.digest
 
-    @property
-    def has_head(self) -> bool:
-        """Whether devices can fetch their half here."""
-        return Half.DEVICE in self.bundle.halves
+
+@dataclass(frozen=True)
+class Loader:
+    """How bundles become models."""
+
+    heads: HeadStore
+    limits: Limits = field(default_factory=Limits)
+    session: SessionOptions = field(default_factory=SessionOptions)
+    batch: BatchOptions = field(default_factory=BatchOptions)
+
+    def load(self, path: Path) -> Model:
+        """Load one bundle, run its golden vectors and measure its batches.
+
+        Raises:
+            BundleError: not a whole bundle, over the caps, or a graph that ONNX Runtime refuses.
+            GoldenError: this machine does not give the answers that the bundle was made with.
+        """
+        bundle = _open(path)
+        tails = [self._tail(bundle, codec) for codec in frame_codecs(bundle, self.limits)]
+        whole = self._whole(bundle) if has_whole(bundle.manifest) else None
+        head = self.heads.make(bundle) if Half.DEVICE in bundle.halves else None
+        best = ", ".join(f"{one.name}: {one.cost.best_batch}" for one in (*tails, *filter(None, [whole])))
+        _log.info("model %s is loaded: bundle %s, best batch sizes: %s", bundle.manifest.name, bundle.digest, best)
+        return Model(bundle, tuple(tails), whole, head, path)
+
+    def _tail(self, bundle: Bundle, codec: FrameCodec) -> Loaded:
+        cut = codec.cut
+        engine = SplitEngine(codec, Tail(bundle, cut, self.session))
+        golden = load_arrays(bundle, cut.golden_tail)
+        sample = Prepared(tuple(golden[f"symbols/0/{i}"] for i in range(len(cut.crossing))), 0)
+        return Loaded(cut.name, engine, self._learned(engine, sample))
+
+    def _whole(self, bundle: Bundle) -> Loaded:
+        engine = WholeEngine(bundle, self.limits, self.session)
+        return Loaded(WHOLE, engine, self._learned(engine, engine.sample()))
+
+    def _learned(self, engine: Engine, sample: Prepared | None) -> BatchCost:
+        cost = BatchCost(self.batch.max_batch, self.batch.max_run_s)
+        if sample is not None and self.batch.learn_s:
+            cost.learn(lambda frames: engine.run([sample] * frames), self.batch.learn_s)
+        return cost
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a look at the repository found different from the last."""
+
+    added: Sequence[Model]
+    removed: Sequence[str]
+    """Digests."""
 
 
 class Repository:
-    """The models of a server: for each name, one that is current, and perhaps others by digest."""
+    """What is loaded from a place on disk. Used from one thread at a time."""
 
-    def __init__(self, models: Sequence[Model]) -> None:
-        """Later models of a name are current rather than earlier ones."""
-        self._models = {model.digest: model for model in models}
-        self._current = {model.name: model for model in models}
+    def __init__(self, path: Path, loader: Loader) -> None:
+        self._path = path
+        self._loader = loader
+        self._loaded: dict[Path, tuple[str, str]] = {}
+        """Path → mark of its content, digest."""
+        self._refused: dict[Path, str] = {}
+        """Path → mark of the content that could not be loaded; it is not tried again before it changes."""
 
-    def __iter__(self) -> Iterator[Model]:
-        return iter(self._models.values())
+    def look(self) -> Changes:
+        """Load what is new or changed; what cannot be loaded is logged by name and left out.
 
-    def __len__(self) -> int:
-        return len(self._models)
+        A bundle that is replaced by a bad one stays loaded, and one that is gone is reported as removed.
+        """
+        added: dict[str, Model] = {}
+        before = {digest for _, digest in self._loaded.values()}
+        found = self._found()
+        for path, mark in found.items():
+            if mark in (self._loaded.get(path, ("", ""))[0], self._refused.get(path)):
+                continue
+            try:
+                model = self._loader.load(path)
+            except NarrowsError as error:
+                self._refused[path] = mark
+                _log.error("bundle %s is left out: %s", path.name, error)
+                continue
+            self._refused.pop(path, None)
+            self._loaded[path] = (mark, model.digest)
+            added[model.digest] = model
+        for path in self._loaded.keys() - found.keys():
+            del self._loaded[path]
+        after = {digest for _, digest in self._loaded.values()}
+        return Changes([model for model in added.values() if model.digest not in before], sorted(before - after))
 
-    def current(self) -> Sequence[Model]:
-        """Each name's current model, sorted by name."""
-        return [self._current[name] for name in sorted(self._current)]
-
-    def find(self, name: str, digest: str = "") -> Model:
-        """The model of a name, at a digest or the current one.
+    def open(self) -> Changes:
+        """The first look, which has to find something.
 
         Raises:
-            ModelNotFoundError: no model of that name; the names that there are stand in the text.
-            BundleMismatchError: the name is here and the digest is not; both digests stand in the text.
+            BundleError: there is no bundle, or none that can be served.
         """
-        current = self._current.get(name)
-        if current is None:
-            raise ModelNotFoundError(f"no model {name!r} here; there are {', '.join(sorted(self._current))}")
-        model = self._models.get(digest, None if digest else current)
-        if model is None or model.name != name:
-            raise BundleMismatchError(
-                f"the device holds bundle {digest} of {name!r}, the server {current.digest}; "
-                "fetch the head again (narrows pull), or serve that bundle"
-            )
-        return model
+        if is_bundle(self._path):
+            self._loaded[self._path] = (_mark(self._path), (model := self._loader.load(self._path)).digest)
+            return Changes([model], [])
+        if not self._path.is_dir():
+            raise BundleError(f"{self._path} is neither a bundle nor a folder of bundles")
+        changes = self.look()
+        if not changes.added:
+            raise BundleError(f"no bundle in {self._path} can be served; cut one into it with narrows cut")
+        return changes
 
-
-def load_repository(path: Path, limits: Limits, session: SessionOptions) -> Repository:
-    """Load every bundle of a folder, in the natural order of their names.
-
-    Args:
-        path: a folder whose sub-folders and `.zip` files are bundles, or one bundle.
-        limits: caps of the frames.
-        session: how tails are run.
-
-    Raises:
-        BundleError: there is no bundle, or none that can be served. One bad bundle among good ones is logged by name
-            and left out.
-    """
-    if is_bundle(path):
-        return Repository([load_model(path, limits, session)])
-    if not path.is_dir():
-        raise BundleError(f"{path} is neither a bundle nor a folder of bundles")
-    models = []
-    for candidate in candidates(path):
-        try:
-            models.append(load_model(candidate, limits, session))
-        except NarrowsError as error:
-            _log.error("bundle %s is left out: %s", candidate.name, error)
-    if not models:
-        raise BundleError(f"no bundle in {path} can be served; cut one into it with narrows cut")
-    return Repository(models)
-
-
-def load_model(path: Path, limits: Limits, session: SessionOptions) -> Model:
-    """Load one bundle and run its golden vectors.
-
-    Raises:
-        BundleError: not a whole bundle, over the caps, or a graph that ONNX Runtime refuses.
-        GoldenError: this machine does not give the answers that the bundle was made with.
-    """
-    bundle = _open(path)
-    tails = [
-        SplitEngine(codec, Tail(bundle, cut, session))
-        for codec, cut in zip(frame_codecs(bundle, limits), bundle.manifest.cuts, strict=True)
-    ]
-    _log.info("model %s is loaded: bundle %s, %d cuts", bundle.manifest.name, bundle.digest, len(tails))
-    return Model(bundle, tuple(tails))
+    def _found(self) -> dict[Path, str]:
+        paths = [self._path] if is_bundle(self._path) else bundles_in(self._path)
+        marks = {}
+        for path in paths:
+            try:
+                marks[path] = _mark(path)
+            except OSError:  # replaced at this very moment; the next look will find it
+                if path in self._loaded:
+                    marks[path] = self._loaded[path][0]
+        return marks
 
 
 def is_bundle(path: Path) -> bool:
@@ -129,13 +191,29 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST).is_file() if path.is_dir() else path.suffix == ".zip" and path.is_file()
 
 
-def candidates(folder: Path) -> list[Path]:
-    """The bundles of a folder, hidden ones left out, `v9` before `v10`."""
-    return sorted((p for p in folder.iterdir() if not p.name.startswith(".") and is_bundle(p)), key=_natural)
+def bundles_in(folder: Path, depth: int = 2) -> list[Path]:
+    """The bundles of a folder and of its folders, hidden ones left out, `v9` before `v10`."""
+    bundles: list[Path] = []
+    if folder.is_dir():
+        for path in sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural):
+            if is_bundle(path):
+                bundles.append(path)
+            elif depth > 1 and path.is_dir():
+                bundles += bundles_in(path, depth - 1)
+    return bundles
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+def natural(path: Path) -> list[tuple[int, str]]:
+    """A sort key under which numbers in names count as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _mark(path: Path) -> str:
+    """Something that changes when a bundle is replaced: its digest, or a stamp of its archive."""
+    if path.is_dir():
+        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    stat = path.stat()
+    return f"{stat.st_ino}/{stat.st_size}/{stat.st_mtime_ns}"
 
 
 def _open(path: Path) -> Bundle:

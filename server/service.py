@@ -6,36 +6,40 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import NoReturn
+from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import grpc.aio
+from grpc_reflection.v1alpha import reflection
 
 from ..protos import split_pb2 as pb
 from ..protos import split_pb2_grpc
 from ..runtime.codec import labels
-from ..runtime.errors import DrainingError, InternalError, NarrowsError
+from ..runtime.errors import BundleError, DrainingError
 from ..runtime.manifest import Cut
 from ..runtime.version import VERSION
 from ..runtime.wire import frame_from_wire, reply_to_wire, wanted_from_wire
-from .heads import HeadStore
+from .heads import HeadArchive
+from .health import SERVICE_NAME as HEALTH
+from .health import Health
+from .oip import OpenInference
 from .plane import DataPlane
 from .repository import Model
-from .stream import Context, DeviceStream, require_digest
+from .security import client_of
+from .status import Context, ending
+from .stream import DeviceStream, require_digest
 
 _log = logging.getLogger(__name__)
 
-CODE_KEY = "narrows-code"
-"""Trailing metadata of a call that an error ended: the error's stable code."""
+SERVICE = pb.DESCRIPTOR.services_by_name["SplitInference"].full_name
 
 
 class SplitService(split_pb2_grpc.SplitInferenceServicer):
     """The servicer. Keeps track of the streams that are open, so that they can be drained."""
 
-    def __init__(self, plane: DataPlane, heads: HeadStore) -> None:
+    def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
-        self._heads = heads
         self._streams: set[DeviceStream] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -43,19 +47,23 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802
         """The models that are current here."""
         async with ending(context):
-            repository = self._plane.repository
-            models = [repository.find(request.model)] if request.model else repository.current()
-            return pb.DescribeResponse(
-                server_version=VERSION, coders=labels(), models=[_describe(model) for model in models]
-            )
+            client, catalogue = client_of(context), self._plane.catalogue
+            if request.model:
+                client.check(request.model)
+                found = [catalogue.find(request.model)]
+            else:
+                found = [served for served in catalogue.current() if client.may_use(served.model.name)]
+            models = [_describe(served.model) for served in found]
+            return pb.DescribeResponse(server_version=VERSION, coders=labels(), models=models)
 
     async def FetchHead(  # noqa: N802
         self, request: pb.FetchHeadRequest, context: Context
     ) -> AsyncIterator[pb.FetchHeadChunk]:
         """The device's half of a bundle, from `offset` on."""
         async with ending(context):
-            model = self._plane.repository.find(request.model, request.bundle)
-            archive = await self._heads.get(model)
+            client_of(context).check(request.model)
+            model = self._plane.catalogue.find(request.model, request.bundle).model
+            archive = _head_of(model)
             chunk = pb.FetchHeadChunk(bundle=model.digest, total_bytes=archive.size, sha256=archive.sha256)
             async for data in archive.chunks(request.offset):
                 chunk.data = data
@@ -65,9 +73,14 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
     async def Infer(self, request: pb.InferRequest, context: Context) -> pb.Outcome:  # noqa: N802
         """One frame. An error is the call's status, as for any unary call."""
         async with ending(context):
-            model = self._plane.repository.find(request.model, require_digest(request.bundle))
+            client = client_of(context)
+            client.check(request.model)
+            served = self._plane.catalogue.find(request.model, require_digest(request.bundle))
             frame, wanted = frame_from_wire(request.frame), wanted_from_wire(request.answer)
-            reply = await self._plane.infer(model, frame, wanted, context.peer())
+            left_s = context.time_remaining()
+            if left_s is not None and not frame.deadline_ms:
+                frame = replace(frame, deadline_ms=max(1, round(left_s * 1e3)))
+            reply = await self._plane.infer(served, frame, wanted, client)
             if reply.error is not None:
                 raise reply.error
             return reply_to_wire(reply)
@@ -75,18 +88,21 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
     async def Stream(self, _: AsyncIterator[pb.ClientMessage], context: Context) -> None:  # noqa: N802
         """Frames in, outcomes out; see `DeviceStream`."""
         async with ending(context):
-            stream = await DeviceStream.open(self._plane, context)
-            if self._plane.draining:
-                raise DrainingError("the server is going down; connect again, elsewhere or later")
-            with self._counted(stream):
-                await stream.serve()
+            client = client_of(context)
+            with self._plane.holdings.stream(client):
+                stream = await DeviceStream.open(self._plane, context, client)
+                if self._plane.draining:
+                    raise DrainingError("the server is going down; connect again, elsewhere or later")
+                with self._counted(stream), self._plane.catalogue.using(stream.served):
+                    await stream.serve()
 
     async def drain(self) -> None:
-        """Take no new frame, tell every stream, and wait until the last has ended."""
-        self._plane.draining = True
+        """Take no new frame, tell every stream, and wait until the last has ended and every call has its answer."""
+        self._plane.drain_begun.set()
         for stream in self._streams:
             stream.drain()
         await self._idle.wait()
+        await self._plane.idle()
 
     @contextmanager
     def _counted(self, stream: DeviceStream) -> Iterator[None]:
@@ -100,29 +116,23 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
                 self._idle.set()
 
 
-@asynccontextmanager
-async def ending(context: Context) -> AsyncIterator[None]:
-    """What leaves a handler becomes the call's status: our errors by their table, any other as a neutral text."""
-    try:
-        yield
-    except NarrowsError as error:
-        await _abort(context, error)
-    except grpc.aio.AbortError:
-        raise
-    except Exception:  # noqa: BLE001 - logged here, and kept from strangers
-        _log.exception("a call of %s failed in a way that has no error of its own", context.peer())
-        await _abort(context, InternalError("the server failed on this call; its log says why"))
+def add_services(server: grpc.aio.Server, service: SplitService, open_inference: OpenInference, health: Health) -> None:
+    """Register the split service, the Open Inference Protocol, health and reflection."""
+    open_inference.register(server)
+    split_pb2_grpc.add_SplitInferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    health.register(server)
+    reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
 
 
-async def _abort(context: Context, error: NarrowsError) -> NoReturn:
-    status = grpc.StatusCode[error.grpc_status]
-    await context.abort(status, str(error), trailing_metadata=((CODE_KEY, error.code),))
-    raise AssertionError("abort always raises")
+def _head_of(model: Model) -> HeadArchive:
+    if model.head is None:
+        raise BundleError(f"the server has no head of {model.name!r}; copy the device's half from where it was cut")
+    return model.head
 
 
 def _describe(model: Model) -> pb.ModelDescription:
     cuts = [_describe_cut(cut) for cut in model.bundle.manifest.cuts]
-    return pb.ModelDescription(name=model.name, bundle=model.digest, cuts=cuts)
+    return pb.ModelDescription(name=model.name, bundle=model.digest, cuts=cuts, whole=model.whole is not None)
 
 
 def _describe_cut(cut: Cut) -> pb.CutDescription:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import Any
 
@@ -12,16 +11,14 @@ import grpc.aio
 from ..protos import split_pb2 as pb
 from ..runtime.answer import Reply
 from ..runtime.codec import best_common
-from ..runtime.errors import DeadlineError, FrameError, InternalError, NarrowsError, OverloadedError, UsageError
+from ..runtime.errors import DeadlineError, FrameError, NarrowsError, OverloadedError, UsageError
 from ..runtime.version import VERSION
 from ..runtime.wire import PROTOCOL, frame_from_wire, reply_to_wire, wanted_from_wire
-from .batcher import Job
+from .catalogue import Served
+from .clients import Client
+from .job import Job
 from .plane import DataPlane
-from .repository import Model
-
-_log = logging.getLogger(__name__)
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from .status import Context, public
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # not in the stubs
 
@@ -35,12 +32,12 @@ outcome instead of silence."""
 class DeviceStream:
     """What the server knows of one stream. One task reads, the handler's own writes; no task is made for a frame."""
 
-    def __init__(self, plane: DataPlane, context: Context, model: Model, hello: pb.Hello) -> None:
+    def __init__(self, plane: DataPlane, context: Context, client: Client, served: Served, hello: pb.Hello) -> None:
         """After the hello; `open` is the way in."""
         self._plane = plane
         self._context = context
-        self._client = context.peer()
-        self._model = model
+        self._client = client
+        self.served = served
         self._wanted = wanted_from_wire(hello.answer)
         self._pending: dict[int, Job] = {}
         self._outbox: deque[pb.ServerMessage] = deque()
@@ -58,7 +55,7 @@ class DeviceStream:
         )
 
     @classmethod
-    async def open(cls, plane: DataPlane, context: Context) -> DeviceStream:
+    async def open(cls, plane: DataPlane, context: Context, client: Client) -> DeviceStream:
         """Wait for the device's hello.
 
         Raises:
@@ -73,7 +70,9 @@ class DeviceStream:
         hello = message.hello
         if hello.protocol != PROTOCOL:
             raise UsageError(f"protocol {hello.protocol} is unknown; this server speaks {PROTOCOL}")
-        return cls(plane, context, plane.repository.find(hello.model, require_digest(hello.bundle)), hello)
+        client.check(hello.model)
+        served = plane.catalogue.find(hello.model, require_digest(hello.bundle))
+        return cls(plane, context, client, served, hello)
 
     async def serve(self) -> None:
         """Serve until the device half-closes, or, while draining, until it had time to.
@@ -88,7 +87,7 @@ class DeviceStream:
         finally:
             reader.cancel()
             for job in self._pending.values():
-                self._plane.cancel(self._model, job)
+                self._plane.cancel(self.served, job)
 
     def drain(self) -> None:
         """Tell the device in-band, and end the stream once its frames are answered and it had time to half-close."""
@@ -126,14 +125,13 @@ class DeviceStream:
             if len(self._pending) + len(self._outbox) >= limit:
                 raise OverloadedError(f"{limit} frames of this stream wait for their outcome; no more may")
             self._pending[message.id] = self._plane.submit(
-                self._model, frame_from_wire(message), self._wanted, self._client, self._done
+                self.served, frame_from_wire(message), self._wanted, self._client, self._done
             )
         except NarrowsError as error:
             self._answer(Reply(message.id, error=error))
-        except Exception:  # noqa: BLE001 - logged here, and kept from strangers
+        except Exception as error:  # noqa: BLE001 - logged there, and kept from strangers
             # Whatever a stranger's frame brings about, it must not cost the stream's other frames.
-            _log.exception("frame %d of %s was not taken in", message.id, self._client)
-            self._answer(Reply(message.id, error=InternalError("the server failed on this frame; its log says why")))
+            self._answer(Reply(message.id, error=public(error)))
 
     def _done(self, reply: Reply) -> None:
         del self._pending[reply.id]

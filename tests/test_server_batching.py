@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from narrows.runtime.answer import Reply, Wanted
 from narrows.runtime.errors import ChecksumError, DeadlineError, DrainingError, OverloadedError, ShapeError
 from narrows.runtime.frame import CodedTensor, Frame
-from narrows.server.batcher import Batcher, BatchOptions, Job
+from narrows.server.batcher import Batcher, BatchOptions
+from narrows.server.clients import Client
+from narrows.server.cost import BatchCost
 from narrows.server.engine import Prepared
 from narrows.server.fair_queue import FairQueue
+from narrows.server.job import Job
 
 
 class Doubler:
@@ -24,9 +27,11 @@ class Doubler:
         self.gate = threading.Event()
         self.gate.set()
         self.running = threading.Semaphore(0)
+        self.prepared = threading.Semaphore(0)
         self.batches: list[list[int]] = []
 
     def prepare(self, frame: Frame) -> Prepared:
+        self.prepared.release()
         payload = np.frombuffer(frame.tensors[0].payload, np.uint8)
         if payload[0] == 255:
             raise ChecksumError("damaged on purpose")
@@ -44,6 +49,17 @@ class Doubler:
         return [{"twice": np.array(2 * value)} for value in values]
 
 
+class SettledCost(BatchCost):
+    """Runs in these tests are too short to learn from."""
+
+    def observe(self, frames: int, seconds: float) -> None:
+        pass
+
+
+HELD = 2
+"""Frames that `Bench.hold` uses: one runs, one is decoded and waits for its run."""
+
+
 class Bench:
     """A batcher, and what it delivered."""
 
@@ -51,20 +67,36 @@ class Bench:
         self.engine = Doubler()
         self.replies: dict[int, Reply] = {}
         self._arrived = threading.Condition()
-        self.batcher = Batcher("bench", self.engine, _shape, self._deliver, BatchOptions(**options))
+        self.batcher = Batcher(
+            "bench",
+            self.engine,
+            _shape,
+            self._deliver,
+            BatchOptions(**options),
+            cost=SettledCost(options.get("max_batch", 32)),
+        )
 
-    def job(self, frame_id: int, value: int = 1, client: object = "a", deadline_ms: int = 0, length: int = 1) -> Job:
+    def job(self, frame_id: int, value: int = 1, client: str = "a", deadline_ms: int = 0, length: int = 1) -> Job:
         tensors = (CodedTensor(bytes([value] * length)),)
-        return Job(Frame(frame_id, 0, 0, 0, 0, tensors, deadline_ms), Wanted(), client, lambda _: None)
+        return Job(
+            Frame(frame_id, 0, 0, 0, 0, tensors, deadline_ms),
+            Wanted(),
+            Client(client),
+            lambda _: None,
+            length,
+            "bench/cut",
+        )
 
     def wait(self, count: int) -> None:
         with self._arrived:
             assert self._arrived.wait_for(lambda: len(self.replies) >= count, 30)
 
     def hold(self) -> None:
-        """Let the worker take one frame, and hold it there."""
+        """Keep both workers busy: what is submitted from now on is queued."""
         self.engine.gate.clear()
-        self.batcher.submit(self.job(1_000_000))
+        for i in range(HELD):
+            self.batcher.submit(self.job(1_000_000 + i))
+            assert self.engine.prepared.acquire(timeout=30)
         assert self.engine.running.acquire(timeout=30)
 
     def _deliver(self, finished) -> None:
@@ -100,8 +132,8 @@ def test_what_is_queued_becomes_one_batch(bench) -> None:
     for i in range(10):
         one.batcher.submit(one.job(i, value=i))
     one.engine.gate.set()
-    one.wait(11)
-    assert [len(batch) for batch in one.engine.batches] == [1, 8, 2]
+    one.wait(10 + HELD)
+    assert sorted(len(batch) for batch in one.engine.batches) == [1, 1, 2, 8]
     assert all(one.replies[i].outputs["twice"] == 2 * i for i in range(10))
     assert one.replies[3].timing.batch == 8
 
@@ -113,7 +145,7 @@ def test_one_bad_frame_fails_alone(bench, value: int, error: str, caplog) -> Non
     for i in range(5):
         one.batcher.submit(one.job(i, value=value if i == 2 else i))
     one.engine.gate.set()
-    one.wait(6)
+    one.wait(5 + HELD)
     assert one.replies[2].error.code == error
     assert "on purpose" not in str(one.replies[2].error) or error == "checksum"
     assert all(one.replies[i].outputs["twice"] == 2 * i for i in (0, 1, 3, 4))
@@ -128,8 +160,9 @@ def test_frames_of_several_shapes_share_a_take_and_not_a_run(bench) -> None:
     for i in range(6):
         one.batcher.submit(one.job(i, value=i, length=1 + i % 2))
     one.engine.gate.set()
-    one.wait(7)
-    assert sorted(one.engine.batches[1:]) == [[0, 2, 4], [1, 3, 5]]
+    one.wait(6 + HELD)
+    assert [0, 2, 4] in one.engine.batches
+    assert [1, 3, 5] in one.engine.batches
     assert all(one.replies[i].outputs["twice"] == 2 * i for i in range(6))
 
 
@@ -141,7 +174,7 @@ def test_a_frame_whose_deadline_has_passed_is_not_computed(bench) -> None:
     one.batcher.submit(late)
     one.batcher.submit(good)
     one.engine.gate.set()
-    one.wait(3)
+    one.wait(2 + HELD)
     assert isinstance(one.replies[1].error, DeadlineError)
     assert one.replies[2].error is None
     assert [7] not in one.engine.batches
@@ -157,7 +190,7 @@ def test_cancelled_frames_leave_the_queue(bench) -> None:
     one.batcher.cancel(jobs[1])
     assert len(one.batcher) == 3
     one.engine.gate.set()
-    one.wait(4)
+    one.wait(3 + HELD)
     assert 1 not in one.replies
 
 
@@ -181,7 +214,7 @@ def test_a_closed_batcher_finishes_and_takes_no_more(bench) -> None:
     one.batcher.submit(one.job(1))
     one.engine.gate.set()
     one.batcher.close()
-    assert set(one.replies) == {1, 1_000_000}
+    assert set(one.replies) == {1, 1_000_000, 1_000_001}
     with pytest.raises(DrainingError):
         one.batcher.submit(one.job(2))
 
@@ -191,12 +224,12 @@ def test_a_closed_batcher_finishes_and_takes_no_more(bench) -> None:
     steps=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["push", "take", "remove"])), max_size=80),
 )
 def test_the_fair_queue_loses_and_invents_nothing(capacity: int, steps) -> None:
-    queue: FairQueue[tuple[str, int]] = FairQueue(capacity)
+    queue: FairQueue[tuple[str, int]] = FairQueue()
     inside: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for number, (client, step) in enumerate(steps):
         if step == "push":
             item = (client, number)
-            out = queue.push(client, item)
+            out = queue.push(client, item, capacity)
             if out is not item:
                 inside[client].append(item)
             if out is not None and out is not item:
@@ -215,10 +248,57 @@ def test_the_fair_queue_loses_and_invents_nothing(capacity: int, steps) -> None:
 
 @given(lanes=st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 20), min_size=1), count=st.integers(1, 30))
 def test_a_batch_takes_from_all_lanes_alike(lanes: dict[str, int], count: int) -> None:
-    queue: FairQueue[tuple[str, int]] = FairQueue(1000)
+    queue: FairQueue[tuple[str, int]] = FairQueue()
     for client, length in lanes.items():
         for i in range(length):
-            queue.push(client, (client, i))
+            queue.push(client, (client, i), 1000)
     share = Counter(client for client, _ in queue.take(count))
     most = max(share.values())
     assert all(share[client] >= min(length, most - 1) for client, length in lanes.items())
+
+
+def test_batch_sizes_follow_measured_costs() -> None:
+    cost = BatchCost(max_batch=32)
+    assert cost.best_batch == 32, "nothing is known"
+    for frames, seconds in ((1, 0.010), (2, 0.012), (4, 0.016), (8, 0.034), (16, 0.080)):
+        cost.observe(frames, seconds)
+    assert cost.best_batch == 4, "larger is slower, smaller too"
+    assert cost.seconds(4) == pytest.approx(0.016)
+    assert cost.wait(9) == pytest.approx(2 * 0.016 + 0.010)
+    for _ in range(200):
+        cost.observe(1, 0.003)
+    assert cost.best_batch == 1, "what is measured later counts"
+
+
+def test_a_graph_that_gains_nothing_from_batches_runs_frames_alone() -> None:
+    cost = BatchCost(max_batch=32)
+    sizes = []
+    cost.learn(lambda frames: (sizes.append(frames), threading.Event().wait(0.002 * frames)), budget_s=10)
+    assert cost.best_batch <= 2
+    assert max(sizes) <= 8, "and larger ones are not even tried"
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(1e-5, 10)), min_size=1))
+def test_what_is_learned_stays_within_its_bounds(runs: list[tuple[int, float]]) -> None:
+    cost = BatchCost(max_batch=24)
+    for frames, seconds in runs:
+        cost.observe(frames, seconds)
+        assert 1 <= cost.best_batch <= cost.next_batch() <= 24
+    assert cost.wait(0) == 0 < cost.wait(1)
+
+
+def test_frames_that_would_be_late_and_queues_that_are_too_long_are_refused_at_once(bench) -> None:
+    one = bench(max_batch=1, max_wait_s=1.0)
+    BatchCost.observe(one.batcher._cost, 1, 0.1)
+    one.hold()
+    for i in range(3):
+        one.batcher.submit(one.job(i, client="first"))
+    with pytest.raises(OverloadedError) as caught:
+        one.batcher.submit(one.job(10, client="first", deadline_ms=350))
+    assert caught.value.retry_ms == 300
+    one.batcher.submit(one.job(11, client="other", deadline_ms=350))  # its turn comes sooner
+    for i in range(20, 26):
+        one.batcher.submit(one.job(i, client="first"))
+    with pytest.raises(OverloadedError):
+        one.batcher.submit(one.job(30, client="first"))
+    assert len(one.batcher) == 10, "a second's worth"

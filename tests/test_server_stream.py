@@ -60,12 +60,20 @@ def stub(server: ServerThread) -> Iterator[split_pb2_grpc.SplitInferenceStub]:
         yield split_pb2_grpc.SplitInferenceStub(channel)
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+class Gate(threading.Event):
     """Holds up every run of a tail until it is set: load, without depending on time."""
-    event, run = threading.Event(), SplitEngine.run
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    event, run = Gate(), SplitEngine.run
 
     def held(self, batch):
+        event.reached.set()
         assert event.wait(30)
         return run(self, batch)
 
@@ -218,9 +226,7 @@ def test_a_message_over_the_transports_cap_ends_the_call_and_not_the_server(
         assert client.reply().error is None
 
 
-def test_ids_in_flight_are_not_taken_twice(
-    server: ServerThread, bundle: Bundle, frames: Frames, gate: threading.Event
-) -> None:
+def test_ids_in_flight_are_not_taken_twice(server: ServerThread, bundle: Bundle, frames: Frames, gate: Gate) -> None:
     frame = frames.make(1, pictures(1)[0])
     with stream(server.address, hello(bundle)) as client:
         client.receive()
@@ -235,7 +241,7 @@ def test_ids_in_flight_are_not_taken_twice(
 
 
 def test_more_in_flight_than_allowed_is_overload(
-    server: ServerThread, bundle: Bundle, frames: Frames, gate: threading.Event
+    server: ServerThread, bundle: Bundle, frames: Frames, gate: Gate
 ) -> None:
     made = [frames.make(i, picture) for i, picture in enumerate(pictures(MAX_IN_FLIGHT + 1))]
     with stream(server.address, hello(bundle)) as client:
@@ -248,11 +254,12 @@ def test_more_in_flight_than_allowed_is_overload(
         assert not any(reply.error for reply in client.replies(MAX_IN_FLIGHT).values())
 
 
-def test_deadlines_are_kept(server: ServerThread, bundle: Bundle, frames: Frames, gate: threading.Event) -> None:
+def test_deadlines_are_kept(server: ServerThread, bundle: Bundle, frames: Frames, gate: Gate) -> None:
     held, late = frames.make(1, pictures(1)[0]), frames.make(2, pictures(1)[0], deadline_ms=1)
     with stream(server.address, hello(bundle)) as client:
         client.receive()
         client.send(held)
+        assert gate.reached.wait(10), "the late frame is to find the tail busy"
         client.send(late)
         client.send(replace(held, checksum=0, id=3, cut=9))
         assert client.reply().id == 3, "all three have been read"
@@ -264,7 +271,7 @@ def test_deadlines_are_kept(server: ServerThread, bundle: Bundle, frames: Frames
 
 
 def test_half_closing_finishes_what_is_in_flight(
-    server: ServerThread, bundle: Bundle, frames: Frames, gate: threading.Event
+    server: ServerThread, bundle: Bundle, frames: Frames, gate: Gate
 ) -> None:
     with stream(server.address, hello(bundle)) as client:
         client.receive()

@@ -4,12 +4,31 @@ A coder is known by its name and version ("bitplane-zstd/1"); the two ends agree
 frame carries its number. `bind` prepares a coder for one tensor (parses tables, sizes buffers) once, so that `encode`
 and `decode` are all that a frame costs.
 
-    bound = by_label("bitplane-zstd/1").bind(SymbolSpec((64, 14, 14), np.dtype("uint8"), levels=16, channel_axis=0))
+    spec = SymbolSpec((64, 14, 14), np.dtype("uint8"), levels=16, channel_axis=0)
+    bound = by_label("context/1").bind(spec, table=train_table(spec, calibration_symbols))
     payload = bound.encode(symbols)
     assert np.array_equal(bound.decode(payload), symbols)
 """
 
 from .base import BoundCoder, Coder, Symbols, SymbolSpec
+from .context import Context, kernel_status
 from .registry import best_common, by_label, by_number, labels
+from .training import TrainingOptions, train_table
 
-__all__ = ["BoundCoder", "Coder", "SymbolSpec", "Symbols", "best_common", "by_label", "by_number", "labels"]
+TRAINED_CODER = f"{Context.name}/{Context.version}"
+"""Label of the coder that `train_table` makes tables for."""
+
+__all__ = [
+    "TRAINED_CODER",
+    "BoundCoder",
+    "Coder",
+    "SymbolSpec",
+    "Symbols",
+    "TrainingOptions",
+    "best_common",
+    "by_label",
+    "by_number",
+    "kernel_status",
+    "labels",
+    "train_table",
+]

@@ -67,6 +67,10 @@ class BoundCoder(Protocol):
         """
         ...
 
+    def estimate_bytes(self, symbols: Symbols) -> int:
+        """About how many bytes `encode` would make, for a fraction of what coding costs. Never part of the format."""
+        ...
+
 
 class Coder(Protocol):
     """One way to code symbols."""

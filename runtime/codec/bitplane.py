@@ -22,6 +22,7 @@ from .raw import BoundRaw
 
 _RAW, _ZSTD = b"\x00", b"\x01"
 _LEVEL = 3
+_ESTIMATE_SYMBOLS = 1024
 
 
 class _Contexts(threading.local):
@@ -76,6 +77,12 @@ class BoundBitplaneZstd:
         if len(planes) != expected:
             raise CoderError(f"the payload was to unpack to {expected} bytes, and did not")
         return self._join(np.frombuffer(planes, np.uint8))
+
+    def estimate_bytes(self, symbols: Symbols) -> int:
+        flat = np.ascontiguousarray(symbols, self.spec.dtype).reshape(-1)
+        part = flat[: max(_ESTIMATE_SYMBOLS, flat.size // 8)]
+        bound = BoundBitplaneZstd(SymbolSpec(part.shape, self.spec.dtype, self.spec.levels))
+        return len(bound.encode(part)) * flat.size // max(1, part.size) + 1
 
     def _split(self, raw: bytes) -> NDArray[np.uint8]:
         size = self.spec.dtype.itemsize

@@ -24,6 +24,9 @@ class BoundRaw:
         stored = np.frombuffer(payload, self.spec.dtype.newbyteorder("<")).reshape(self.spec.shape)
         return stored.astype(self.spec.dtype, copy=False)
 
+    def estimate_bytes(self, symbols: Symbols) -> int:
+        return self.spec.raw_bytes
+
 
 class Raw:
     name: ClassVar[str] = "raw"

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from ..errors import CoderError
 from .base import Coder
 from .bitplane import BitplaneZstd
+from .context import Context, has_kernel
 from .raw import Raw
 
-_CODERS: tuple[Coder, ...] = (BitplaneZstd(), Raw())  # best first
+# Best first. Without its kernel the context coder reads and writes the same bytes, but too slowly to be asked for.
+_CODERS: tuple[Coder, ...] = (Context(), BitplaneZstd(), Raw()) if has_kernel() else (BitplaneZstd(), Raw(), Context())
 _BY_LABEL = {f"{coder.name}/{coder.version}": coder for coder in _CODERS}
 _BY_NUMBER = {coder.number: coder for coder in _CODERS}
 

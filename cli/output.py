@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,11 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .demo import Report
-    from .device import Outcome
-    from .doctor import Finding
-    from .partitioner import CutPoint
-    from .runtime.bundle import Bundle
+    from ..demo import Report
+    from ..device import Outcome
+    from ..doctor import Finding
+    from ..partitioner import CutPoint
+    from ..runtime.bundle import Bundle
 
 _MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
 
@@ -87,7 +88,7 @@ def cuts(found: Sequence[CutPoint], *, show_all: bool, as_json: bool) -> None:
     if as_json:
         _print_json([asdict(cut) | {"name": cut.name, "raw_bytes": cut.raw_bytes} for cut in shown])
         return
-    table = _table(None, "cut at", "shape", "8-bit bytes", "float bytes", "head FLOPs", "head parameters", "depth")
+    table = _table(None, "cut at", "shape", "8-bit bytes", "uncoded bytes", "head FLOPs", "head parameters", "depth")
     for cut in shown:
         flops = cut.head_flops / max(1, cut.head_flops + cut.tail_flops)
         shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in cut.tensors)
@@ -126,6 +127,14 @@ def bundle(made: Bundle, *, as_json: bool) -> None:
             )
         _out().print(table)
     _out().print(f"{made.root}  {made.digest[:12]}")
+
+
+def pulled(place: Path, bundle: Bundle, *, as_json: bool) -> None:
+    """What `narrows pull` brought."""
+    if as_json:
+        _print_json({"bundle": str(place), "name": bundle.manifest.name, "digest": bundle.digest})
+    else:
+        _out().print(f"{place}  {bundle.manifest.name}  {bundle.digest[:12]}")
 
 
 def listening(address: str, *, as_json: bool) -> None:

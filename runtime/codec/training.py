@@ -1,0 +1,227 @@
+"""Tables for the context coder, from calibration symbols. Floating point ends here: a table is integers.
+
+Each channel's prediction is a least-squares fit of its symbols to their neighbours; which earlier channels it looks at
+is chosen greedily, by how much of what is left they explain (orthogonal matching pursuit). The distributions are then
+counted with the very contexts that the coder will see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CoderError
+from .base import Symbols, SymbolSpec
+from .context import engine
+from .model import CAUSAL, DIGIT, LANES, LUT_BITS, Geometry, Model, Table, codes_of, pack, second_contexts
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """What a table may cost and how fast it may adapt."""
+
+    refs: int = 2
+    """Earlier channels that one channel looks at."""
+    bins: int = 24
+    """Parts of a prediction's range."""
+    classes: int = 4
+    """Sets of distributions, shared by channels that are predicted about equally well."""
+    subs: int = 4
+    """Contexts of a second digit per first digit."""
+    slowest: int | None = None
+    """Largest shift of adaptation inside a frame (4 to 7); 0 freezes the distributions. None adapts up to 4-bit
+    symbols, and freezes beyond, where a symbol has two digits and adapting both costs more time than bytes."""
+    max_fit_rows: int = 24_000
+    """Symbols per channel that the least squares look at."""
+
+
+def train_table(spec: SymbolSpec, samples: Iterable[Symbols], options: TrainingOptions | None = None) -> bytes:
+    """The context coder's table for one tensor at one quality.
+
+    Args:
+        spec: the tensor; its symbols must have an alphabet.
+        samples: calibration frames, each `spec.dtype` `spec.shape`. Some tens suffice.
+        options: what the table may cost.
+
+    Returns:
+        What `Context.bind` takes as `table`: a few KB.
+
+    Raises:
+        CoderError: there is no sample, or `spec` has no alphabet or no element.
+    """
+    if spec.levels is None or not spec.elements:
+        raise CoderError("a table needs a tensor of symbols: this one has no alphabet or no element")
+    geometry = Geometry.of(spec)
+    frames = [geometry.planes(np.asarray(s, spec.dtype)) for s in samples]
+    if not frames:
+        raise CoderError("a table needs at least one calibration frame")
+    return pack(geometry, _Training(geometry, frames, options or TrainingOptions()).table())
+
+
+class _Training:
+    def __init__(self, geometry: Geometry, frames: list[Symbols], options: TrainingOptions) -> None:
+        self.geometry, self.frames, self.options = geometry, frames, options
+        most = max(1, options.max_fit_rows // (geometry.rows * geometry.cols))
+        chosen = frames[:: max(1, len(frames) // most)][:most]
+        self.centre = int(np.median(np.stack(chosen))) if geometry.wide else 0
+        seen = np.stack([self._seen(f) for f in chosen]).transpose(1, 0, 2, 3)
+        self.seen = np.ascontiguousarray(seen, np.float32)
+        """float32 [channels, frames, rows, cols]: what contexts see of the symbols."""
+        self.pad = np.rint(self.seen.mean(axis=(1, 2, 3))).astype(np.uint8)
+
+    def _seen(self, planes: Symbols) -> NDArray[Any]:
+        if not self.geometry.wide:
+            return planes
+        modulus = 1 << self.geometry.bits
+        away = (planes.astype(np.int64) - self.centre) % modulus
+        folded = np.where(away >= modulus // 2, 2 * (modulus - away) - 1, 2 * away)
+        return np.floor(np.log2(np.maximum(folded, 1))).astype(np.uint8)
+
+    def table(self) -> Table:
+        weights, bias, ref, predicted = self._fit()
+        spread = np.abs(self.seen.reshape(len(predicted), -1) - predicted).mean(axis=1)
+        classes = min(self.options.classes, self.geometry.channels)
+        edges = np.quantile(spread, np.arange(1, classes) / classes)
+        scale = (1 << LUT_BITS) / (1 << self.geometry.value_bits)
+        pooled = np.clip(predicted.reshape(-1)[:: max(1, predicted.size // 500_000)] * scale, 0, (1 << LUT_BITS) - 1)
+        rough = max(0, self.geometry.value_bits - 4)
+        subs = self.options.subs if self.geometry.low_alphabet > 1 else 1
+        empty = Table(
+            centre=self.centre,
+            slowest=self._slowest(),
+            classes=classes,
+            bins=_thresholds(pooled, self.options.bins),
+            textures=np.array([1 << rough, 2 << rough, 4 << rough], np.uint16),
+            subs=_thresholds(pooled, subs),
+            weights=weights,
+            bias=bias,
+            ref=ref,
+            pad=self.pad,
+            klass=np.searchsorted(edges, spread, side="right").astype(np.uint8),
+            counts=np.zeros(0, np.uint8),
+            codes=np.zeros((0, DIGIT), np.uint8),
+        )
+        return self._with_distributions(empty)
+
+    def _slowest(self) -> int:
+        if self.options.slowest is not None:
+            return self.options.slowest
+        return 0 if self.geometry.low_alphabet > 1 else 7
+
+    # -- predictions ---------------------------------------------------------------------------------------------------
+
+    def _fit(self) -> tuple[NDArray[np.int8], NDArray[np.int16], NDArray[np.uint16], Floats]:
+        """Stored weights, biases and references of every channel, and float32 [channels, symbols] predictions."""
+        n, refs = self.geometry.channels, self.options.refs
+        flat = self.seen.reshape(n, -1)
+        around = _four_neighbours(self.seen).reshape(n, -1)
+        centred = flat - flat.mean(axis=1, keepdims=True)
+        energy = np.maximum((centred**2).sum(axis=1), 1e-6)
+        designs = [self._causal(c) for c in range(n)]
+        ref = np.zeros((n, refs), np.uint16)
+        solved = [_least_squares(d, flat[c]) for c, d in enumerate(designs)]
+        for r in range(refs):
+            left_over = flat - np.stack([d @ w for d, w in zip(designs, solved, strict=True)])
+            explained = (left_over @ centred.T) ** 2 / energy
+            for c in range(n):
+                earlier = c - c % LANES
+                taken = ref[c, :r]
+                explained[c, taken] = -1
+                if earlier <= r:
+                    continue
+                best = int(explained[c, :earlier].argmax())
+                ref[c, r] = best
+                designs[c] = np.column_stack([designs[c], flat[best], around[best]])
+                solved[c] = _least_squares(designs[c], flat[c])
+        weights = np.zeros((n, CAUSAL + 2 * refs), np.int8)
+        unit = np.array([64] * CAUSAL + [64, 256] * refs, np.float64)
+        bias = np.zeros(n, np.int16)
+        predicted = np.empty_like(flat)
+        for c, (design, solution) in enumerate(zip(designs, solved, strict=True)):
+            w = solution[1:]
+            stored = np.clip(np.rint(w * unit[: len(w)]), -127, 127)
+            weights[c, : len(w)] = stored
+            rest = design[:, 1:] @ (stored / unit[: len(w)]).astype(np.float32)
+            bias[c] = int(np.clip(np.rint((flat[c] - rest).mean() * 64), -(1 << 15), (1 << 15) - 1))
+            predicted[c] = rest + bias[c] / 64
+        return weights, bias, ref, predicted
+
+    def _causal(self, c: int) -> Floats:
+        """float32 [symbols, 6]: 1, left, up, up-left, up-right and the mean so far, borders as the coder has them."""
+        x = self.seen[c]
+        left = np.empty_like(x)
+        left[:, :, 1:] = x[:, :, :-1]
+        left[:, 1:, 0] = x[:, :-1, 0]
+        left[:, 0, 0] = self.pad[c]
+        up = left.copy()
+        up[:, 1:] = x[:, :-1]
+        up_left, up_right = left.copy(), left.copy()
+        up_left[:, 1:, 1:], up_left[:, 1:, 0] = x[:, :-1, :-1], x[:, :-1, 0]
+        up_right[:, 1:, :-1], up_right[:, 1:, -1] = x[:, :-1, 1:], x[:, :-1, -1]
+        mean = np.empty_like(x)
+        mean[:, 0] = self.pad[c]
+        seen = np.cumsum(x.sum(axis=2), axis=1)[:, :-1] / (np.arange(1, x.shape[1]) * x.shape[2])
+        mean[:, 1:] = seen[:, :, None]
+        parts = (np.ones_like(x), left, up, up_left, up_right, mean)
+        return np.stack([p.reshape(-1) for p in parts], axis=1)
+
+    # -- distributions -------------------------------------------------------------------------------------------------
+
+    def _with_distributions(self, empty: Table) -> Table:
+        g, first = self.geometry, empty.first_contexts
+        contexts = first + second_contexts(g, len(empty.subs) + 1)
+        blank = replace(
+            empty, counts=np.zeros(contexts, np.uint8), codes=np.zeros((contexts, DIGIT), np.uint8), slowest=0
+        )
+        model = Model(g, blank)
+        counts = np.zeros((contexts, DIGIT), np.uint32)
+        for frame in self.frames:
+            engine().tally(model.numbers, model.arrays, frame, 1, counts)
+        codes = np.zeros((contexts, DIGIT), np.uint8)
+        shape = (empty.classes, len(empty.textures) + 1, len(empty.bins) + 1, g.alphabet)
+        codes[:first] = codes_of(_smooth(counts[:first, : g.alphabet].reshape(shape)).reshape(first, -1))
+        if contexts > first:
+            shape = (g.alphabet, len(empty.subs) + 1, 1, g.low_alphabet)
+            smooth = _smooth(counts[first:, : g.low_alphabet].reshape(shape))
+            codes[first:] = codes_of(smooth.reshape(contexts - first, -1))
+        worth = np.minimum(counts.sum(axis=1), 255).astype(np.uint8)
+        return replace(empty, counts=worth, codes=codes)
+
+
+def _least_squares(design: Floats, target: Floats) -> Floats:
+    """Weights of `design` [symbols, terms] for `target` [symbols], with a little ridge for dead channels."""
+    gram = (design.T @ design).astype(np.float64)
+    gram[np.diag_indices_from(gram)] += 1e-4 * len(target) + 1e-3
+    return np.linalg.solve(gram, (design.T @ target).astype(np.float64)).astype(np.float32)
+
+
+def _four_neighbours(seen: Floats) -> Floats:
+    padded = np.pad(seen, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    return padded[:, :, :-2, 1:-1] + padded[:, :, 2:, 1:-1] + padded[:, :, 1:-1, :-2] + padded[:, :, 1:-1, 2:]
+
+
+def _thresholds(values: Floats, parts: int) -> NDArray[np.uint16]:
+    """Distinct ascending thresholds that share `values` out among at most `parts` parts."""
+    edges = np.ceil(np.quantile(values, np.arange(1, parts) / parts)).astype(np.uint16)
+    return np.unique(edges[edges > 0])
+
+
+def _smooth(counts: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """Probabilities [a, b, c, alphabet] from counts, rare contexts leaning on what they share with others.
+
+    Each level of the hierarchy (everything; same c; same a and c; all of a, b, c) is a Dirichlet prior of a few counts
+    for the next.
+    """
+    n = counts.astype(np.float64)
+    p = n.sum(axis=(0, 1, 2), keepdims=True) + 0.02
+    p /= p.sum(axis=-1, keepdims=True)
+    for axes in ((0, 1), (1,), ()):
+        level = n.sum(axis=axes, keepdims=True)
+        p = (level + 2.0 * p) / (level.sum(axis=-1, keepdims=True) + 2.0)
+    return np.broadcast_to(p, n.shape)

@@ -1,0 +1,125 @@
+"""A batch of jobs through an engine: each ends with a reply of its own, whatever its neighbours do."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..runtime.answer import Reply, ServerTiming, Wanted
+from ..runtime.errors import DeadlineError, InternalError, NarrowsError
+from ..runtime.frame import Frame
+from .engine import Engine, Prepared
+from .job import Finished, Job
+
+_log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+Shape = Callable[[Frame, Wanted, dict[str, Array], ServerTiming], Reply]
+"""Brings a frame's outputs into the form that its sender wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A job whose frame has been decoded."""
+
+    job: Job
+    prepared: Prepared
+    start_s: float
+    end_s: float
+
+
+class BatchRunner:
+    """Decodes, runs and answers batches; safe to use from several threads at once.
+
+    Args:
+        engine: the graph.
+        shape: makes a reply of a frame's outputs.
+        runs: runs of the graph at the same time. A thread that finds them taken has decoded its batch by then, so
+            decoding one batch overlaps with running another.
+        observe: told of every run that succeeded: its frames and its seconds.
+    """
+
+    def __init__(self, engine: Engine, shape: Shape, runs: int, observe: Callable[[int, float], None]) -> None:
+        self._engine = engine
+        self._shape = shape
+        self._slots = threading.Semaphore(runs)
+        self._observe = observe
+
+    def compute(self, batch: list[Job]) -> Finished:
+        """Every job of the batch with its reply, in any order."""
+        finished: Finished = []
+        ready: list[_Ready] = []
+        for job in batch:
+            try:
+                ready.append(self._prepare(job))
+            except NarrowsError as error:
+                finished.append((job, Reply(job.frame.id, error=error)))
+            except Exception:  # noqa: BLE001 - see _internal
+                finished.append((job, _internal(job)))
+        ready.sort(key=lambda one: one.prepared.shapes)
+        for _, same in itertools.groupby(ready, key=lambda one: one.prepared.shapes):
+            finished += self._run(list(same))
+        return finished
+
+    def _prepare(self, job: Job) -> _Ready:
+        start_s = time.monotonic()
+        _check_deadline(job, start_s)
+        prepared = self._engine.prepare(job.frame)
+        return _Ready(job, prepared, start_s, time.monotonic())
+
+    def _run(self, batch: list[_Ready]) -> Finished:
+        """Run frames of equal shapes together."""
+        with self._slots:
+            start_s = time.monotonic()
+            in_time = [one for one in batch if start_s < one.job.expires_s]
+            late = [one.job for one in batch if start_s >= one.job.expires_s]
+            finished = [(job, Reply(job.frame.id, error=_late(job, start_s))) for job in late]
+            return finished + (self._run_now(in_time, start_s) if in_time else [])
+
+    def _run_now(self, batch: list[_Ready], start_s: float) -> Finished:
+        """Run together; where that fails, each alone, so that one fault stays with its frame."""
+        try:
+            outputs = self._engine.run([one.prepared for one in batch])
+            tail_s = time.monotonic() - start_s
+            self._observe(len(batch), tail_s)
+            return [
+                (one.job, self._reply(one, own, start_s, tail_s, len(batch)))
+                for one, own in zip(batch, outputs, strict=True)
+            ]
+        except Exception as error:  # noqa: BLE001 - see _internal
+            if len(batch) > 1:
+                return [pair for one in batch for pair in self._run_now([one], time.monotonic())]
+            job = batch[0].job
+            if isinstance(error, NarrowsError):
+                return [(job, Reply(job.frame.id, error=error))]
+            return [(job, _internal(job))]
+
+    def _reply(self, one: _Ready, outputs: dict[str, Array], start_s: float, tail_s: float, batch: int) -> Reply:
+        queue_s = one.start_s - one.job.taken_s + start_s - one.end_s
+        timing = ServerTiming(queue_s * 1e3, (one.end_s - one.start_s) * 1e3, tail_s * 1e3, batch)
+        return self._shape(one.job.frame, one.job.wanted, outputs, timing)
+
+
+def _check_deadline(job: Job, now_s: float) -> None:
+    if now_s >= job.expires_s:
+        raise _late(job, now_s)
+
+
+def _late(job: Job, now_s: float) -> DeadlineError:
+    return DeadlineError(
+        f"the frame's {job.frame.deadline_ms} ms were over after {(now_s - job.taken_s) * 1e3:.0f} ms in the queue; "
+        "it was not computed"
+    )
+
+
+def _internal(job: Job) -> Reply:
+    # A graph or a coder may raise anything at all: that costs the frame and not the worker, which serves everybody.
+    _log.exception("frame %d of client %s failed in a way that has no error of its own", job.frame.id, job.client.name)
+    return Reply(job.frame.id, error=InternalError("the server failed on this frame; its log says why"))
