@@ -138,6 +138,9 @@ def serve(
     client_ca: Annotated[Path | None, typer.Option(help="PEM of the authority that devices must be of.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="File of bearer tokens: NAME TOKEN [MODEL ...] a line.")] = None,
     watch: Annotated[float, typer.Option(help="Seconds between looks for new bundles; 0 looks on SIGHUP alone.")] = 0.0,
+    max_stream: Annotated[
+        float, typer.Option(help="Seconds after which a stream is told to connect again, so that streams spread.")
+    ] = 0.0,
     metrics_port: Annotated[int | None, typer.Option(help="Port of Prometheus metrics and the status page.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine although nothing is encrypted.")
@@ -166,6 +169,7 @@ def serve(
         tokens=tokens,
         insecure=insecure,
         watch_s=watch,
+        max_stream_s=max_stream,
         metrics_port=metrics_port,
         drain_s=drain,
         limits=Limits(max_frame_bytes=max_frame_bytes),
