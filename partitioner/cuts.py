@@ -227,10 +227,10 @@ def _check_leaks(flow: Flow, names: Sequence[str], side: int, before: Sequence[i
         if tensor in names or outside or (maker is not None and not sources >> maker & 1):
             continue
         reader = graph.describe(flow.nodes[next(i for i in flow.readers[tensor] if side >> i & 1)])
-        together = f" {option} ".join(["", *names, tensor]).strip()
+        together = f"{option} {'+'.join([*names, tensor])}"
         raise CutError(
             f"{joined} does not separate the graph: {tensor!r} leaks past it into {reader}; "
-            f"cut at all of them ({together}) or elsewhere"
+            f"cut at all of them ({together}), or elsewhere"
         )
     for name in names:
         if not flow.reader_bits[name] & side:

@@ -127,7 +127,7 @@ def resolve(graph: Graph, at: Sequence[str]) -> Sequence[str]:
         points = list_points(graph)
         if not points:
             raise NothingToCutError(
-                f"{graph.model.name}: no single tensor separates this graph; name several (--at A --at B)"
+                f"{graph.model.name}: no single tensor separates this graph; name several (--at A+B)"
             )
         return [points[0].name]
     return [part for name in at for part in (name.split("+") if not graph.is_data(name) else [name])]
