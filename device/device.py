@@ -19,6 +19,7 @@ from .outcome import Outcome, Tally
 from .pipeline import Journey, Pipeline
 from .planner import Planner
 from .sources import open_source
+from .status import Status
 from .uplink import Counters
 from .window import Window
 
@@ -96,6 +97,27 @@ class Device:
     def counters(self) -> Counters:
         """What happened on the link, since the bundle was opened."""
         return self._engine.uplink.counters
+
+    def status(self) -> Status:
+        """How things are just now; cheap enough to be asked ten times a second."""
+        engine = self._engine
+        planner = engine.stages.planner
+        return Status(
+            connected=engine.uplink.down_s() == 0,
+            down_s=engine.uplink.down_s(),
+            breaker=planner.breaker.state,
+            goodput_bps=planner.link.goodput_bps if planner.link.samples else None,
+            delay_ms=planner.link.delay_s * 1000 if planner.link.samples else None,
+            last_point=planner.last_point,
+            server=self.tally.server,
+            local=self.tally.local,
+            rescued=self.tally.rescued,
+            errors=self.tally.errors.total(),
+            dropped=self.tally.dropped,
+            late=engine.uplink.counters.late,
+            resent=engine.uplink.counters.resent,
+            connections=engine.uplink.counters.connections,
+        )
 
     def swap(self, bundle: Bundle) -> None:
         """Replace the bundle between two frames; streams go on. Returns when the old bundle's frames have ended.

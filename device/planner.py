@@ -64,6 +64,8 @@ class Planner:
         self._tried_s = 0.0
         self.probes = 0
         """Frames that were sent only to hear of the link."""
+        self.last_point: Point | None = None
+        """Of the last frame."""
         self.local: Duration | None = None
         """Of the whole model on the device; None where it has none."""
         self.link = LinkEstimate()
@@ -92,6 +94,7 @@ class Planner:
                 unheard_frames=self._unheard_frames,
             )
             choice = self._policy.choose(view)
+            self.last_point = choice.point
             self.probes += choice.probe is not None
             if choice.point.mode == "split" or choice.probe is not None:
                 self.breaker.sent(now)
