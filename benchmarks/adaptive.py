@@ -226,6 +226,7 @@ def main() -> None:
                 for way, quality in ways.items():
                     one = {**job, "policy": way, "quality": quality, "seconds": options.seconds}
                     rows.append(row(trace, way, run({**one, "trace": str(folder / f"{trace}.txt")}, address)))
+                    print(rows[-1], file=sys.stderr, flush=True)  # minutes pass
     harness.report("Operating points over three links", rows, as_json=options.json, note=verdict(rows))
 
 
