@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,8 +11,8 @@ from typing import Any, Literal
 from ..runtime.answer import Array
 from ..runtime.errors import NarrowsError
 
-Mode = Literal["split"]
-Provenance = Literal["server"]
+Mode = Literal["split", "local"]
+Provenance = Literal["server", "local"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +20,13 @@ class Point:
     """The operating point of one frame: what was done with it."""
 
     mode: Mode
-    cut: str
-    """Name of the cut."""
-    quality: int
+    cut: str | None = None
+    """Name of the cut; None where nothing was cut."""
+    quality: int | None = None
+
+
+LOCAL = Point("local")
+"""The whole model on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Outcome:
     source: str
     """Where the input came from: a path, "file.npz[3]", or "frame 3" for what a caller passed."""
     point: Point
+    """What the answer was made by; for an error, what was tried."""
     error: NarrowsError | None = None
     outputs: Mapping[str, Array] = field(default_factory=dict)
     """The model's outputs by name, without batch axes; empty where the best classes alone were asked for."""
@@ -58,9 +65,9 @@ class Outcome:
     """What one sending of it takes in the TCP stream, with gRPC's and HTTP/2's framing."""
     ms: Mapping[str, float] = field(default_factory=dict)
     """Durations in milliseconds: `source` (reading and fitting the input), `head`, `encode`, `link` (from the last
-    sending to the answer, without the server's time), the server's `queue`, `decode` and `tail`, and `total` (from the
-    input being there to the answer; what the other entries leave of it was spent waiting for a stage or for a
-    connection). Only what took place is listed."""
+    sending to the answer, without the server's time), the server's `queue`, `decode` and `tail`, `local` (the whole
+    model on the device), and `total` (from the input being there to the answer; what the other entries leave of it was
+    spent waiting for a stage or for a connection). Only what took place is listed."""
 
     @property
     def outcome(self) -> str:
@@ -82,3 +89,35 @@ class Outcome:
             "wire_bytes": self.wire_bytes,
             "ms": {stage: round(duration, 4) for stage, duration in self.ms.items()},
         }
+
+
+class Tally:
+    """How frames ended. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.server = 0
+        self.local = 0
+        """Answered on the device, by choice or as a fallback."""
+        self.rescued = 0
+        """Of these, the frames that had been sent to a server first."""
+        self.errors: Counter[str] = Counter()
+        """By code."""
+        self.dropped = 0
+        """Inputs that the user's drop policy let go; they have no outcome."""
+
+    def drop(self) -> None:
+        """Count an input that was let go."""
+        with self._lock:
+            self.dropped += 1
+
+    def count(self, outcome: Outcome) -> None:
+        """Take an outcome in."""
+        with self._lock:
+            if outcome.error is not None:
+                self.errors[outcome.error.code] += 1
+            elif outcome.provenance == "local":
+                self.local += 1
+                self.rescued += outcome.attempts > 0
+            else:
+                self.server += 1

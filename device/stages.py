@@ -1,72 +1,102 @@
-"""What is done with a frame on the device, one function a stage, and what is made of the server's reply."""
+"""What is done with a frame on the device, and what is made of the server's reply."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..runtime.answer import Array, Reply, TopClass, Wanted, best_classes, classifier
+from ..runtime.answer import Array, Reply
 from ..runtime.bundle import Bundle
-from ..runtime.errors import InternalError, NarrowsError, ShapeError
+from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
 from ..runtime.frame import FrameCodec
-from ..runtime.halves import Features, Head, check_tensor
+from ..runtime.halves import Features, Final, Head
 from ..runtime.session import SessionOptions, graph_errors
-from .outcome import Outcome, Prediction
+from .fallback import Fallback
+from .inputs import Input
+from .local import LocalModel
+from .outcome import LOCAL, Point
 from .pipeline import Journey
+from .planner import Planner
+from .policies import Choice
+from .predictions import Reader
 from .uplink import Parcel, Uplink
+
+log = logging.getLogger(__name__)
+
+_FORGIVEN = (LinkError, DrainingError, InternalError, BundleMismatchError)
+"""What the whole model on the device makes up for; any other error is the frame's own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """The stages of a frame that is split at one cut: `head`, then `encode`, which hands it to the uplink."""
+class CutParts:
+    """What one cut needs on the device."""
 
-    bundle: Bundle
-    cut_index: int
-    head_graph: Head
+    index: int
+    head: Head
     codec: FrameCodec
-    uplink: Uplink
-    wanted: Wanted
-    timeout_s: float
+    final: Final | None = None
+    """Of a three-way cut: what makes the model's outputs of the server's answer."""
 
     @classmethod
-    def load(
-        cls,
-        bundle: Bundle,
-        cut_name: str | None,
-        uplink: Uplink,
-        *,
-        wanted: Wanted,
-        timeout_s: float,
-        session: SessionOptions,
-    ) -> Split:
-        """Load the head of a cut (the first where none is named) and try it on the golden frame.
+    def load(cls, bundle: Bundle, index: int, options: SessionOptions) -> CutParts:
+        """Load the device's graphs of a cut, and try them on the golden frame.
 
         Raises:
-            QualityError: no such cut.
-            BundleError: ONNX Runtime refuses the head, or this machine does not reproduce it.
+            BundleError: ONNX Runtime refuses a graph.
+            GoldenError: this machine does not reproduce it.
         """
-        index, cut = bundle.manifest.cut(cut_name)
-        return cls(bundle, index, Head(bundle, cut, session), FrameCodec(bundle, index), uplink, wanted, timeout_s)
+        cut = bundle.manifest.cuts[index]
+        final = Final(bundle, cut, options) if cut.final is not None else None
+        return cls(index, Head(bundle, cut, options), FrameCodec(bundle, index), final)
 
-    def head(self, journey: Journey) -> None:
-        """Run the head.
+    def finish(self, features: Features, answer: Mapping[str, Array], quality: int) -> Mapping[str, Array]:
+        """All of the model's outputs that are known once the server has answered.
 
         Raises:
-            NarrowsError: the input's own error, or a shape or a quality that the head does not take.
+            ShapeError: the answer is not one that this cut's server gives.
+        """
+        if self.final is None:
+            return {**features.outputs, **answer}
+        return self.final.run(features, answer, quality)
+
+
+@dataclass(slots=True)
+class Stages:
+    """The stages of a frame: `compute`, then `encode`, which hands it to the uplink."""
+
+    halves: Mapping[str, CutParts]
+    """By the cut's name."""
+    reader: Reader
+    uplink: Uplink
+    planner: Planner
+    timeout_s: float
+    local: LocalModel | None = None
+    fallback: Fallback | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fallback = None
+        if self.local is not None:
+            self.fallback = Fallback(self._rescue, lambda: self.planner.local.upper_s if self.planner.local else 0.0)
+
+    def compute(self, journey: Journey) -> None:
+        """Choose the frame's point, and run the head or the whole model.
+
+        Raises:
+            NarrowsError: the input's own error, or a shape that the graph does not take.
         """
         if journey.input.error is not None:
             raise journey.input.error
-        specs = self.bundle.manifest.inputs
-        arrays = dict(zip((spec.name for spec in specs), journey.input.arrays, strict=True))
-        with _timed(journey, "head"):
-            try:
-                journey.features = self.head_graph.run(
-                    [arrays[spec.name] for spec in self.head_graph.inputs], journey.point.quality
-                )
-            except graph_errors() as error:
-                raise ShapeError(f"the head refuses this input: {error}") from error
+        choice = self._choose(journey)
+        journey.point = choice.point
+        if choice.point.mode == "local":
+            self._answer_locally(journey)
+            if choice.probe is not None:
+                self._probe(journey, choice.probe)
+        else:
+            journey.features = self._head(journey, choice.point)
 
     def encode(self, journey: Journey) -> None:
         """Code the symbols and hand the frame over.
@@ -77,84 +107,131 @@ class Split:
         features = journey.features
         if features is None:
             raise InternalError("a frame came to the coder without its features")
-        quality = journey.point.quality
-        with _timed(journey, "encode"):
-            frame = self.codec.pack(journey.index, features.symbols, quality, self.uplink.coder)
-        journey.payload_bytes = frame.payload_bytes
-        parcel = Parcel(
-            frame=frame,
-            expires=journey.began + self.timeout_s,
-            pack=lambda coder: self.codec.pack(journey.index, features.symbols, quality, coder),
-            done=lambda parcel, result: self._finish(journey, features, parcel, result),
-        )
-        self.uplink.send(parcel)
+        journey.parcel = self._parcel(journey, journey.point, features)
+        if self.fallback is not None and journey.deadline is not None:
+            self.fallback.guard(journey, journey.deadline)
+        self.uplink.send(journey.parcel)
 
-    def _finish(self, journey: Journey, features: Features, parcel: Parcel, result: Reply | NarrowsError) -> None:
-        """End the frame with what came of it."""
-        journey.payload_bytes = parcel.frame.payload_bytes
-        if isinstance(result, Reply):
-            timing = result.timing
-            on_server = {"queue": timing.queue_ms, "decode": timing.decode_ms, "tail": timing.tail_ms}
-            round_trip_ms = (time.monotonic() - parcel.sent) * 1000
-            journey.ms |= {"link": max(0.0, round_trip_ms - sum(on_server.values())), **on_server}
-        try:
-            if not isinstance(result, Reply):
-                raise result
-            if result.error is not None:
-                raise result.error
-            outputs, top = self._answer(features, result)
-        except NarrowsError as error:
-            journey.fail(error, attempts=parcel.attempts, wire_bytes=parcel.wire_bytes)
-            return
-        journey.end(
-            Outcome(
-                id=journey.index,
-                source=journey.input.source,
-                point=journey.point,
-                outputs=outputs,
-                top=top,
-                provenance="server",
-                attempts=parcel.attempts,
-                payload_bytes=journey.payload_bytes,
-                wire_bytes=parcel.wire_bytes,
-            )
-        )
-
-    def _answer(self, features: Features, reply: Reply) -> tuple[dict[str, Array], tuple[Prediction, ...]]:
-        """The model's outputs in its own order, as far as they were asked for, and the best classes.
+    def warm_up(self, frame: Input) -> None:
+        """Run every graph once, and tell the planner how long it took.
 
         Raises:
-            ShapeError: the server's tensors are not the bundle's.
+            NarrowsError: the input's own error, or a shape that the graph does not take.
         """
-        manifest = self.bundle.manifest
-        held = {**features.outputs, **reply.outputs}
-        outputs = {}
-        for output in manifest.outputs:
-            name = output.tensor.name
-            if name in held:
-                check_tensor(output.tensor, held[name])
-                outputs[name] = held[name]
-        labelled = classifier(manifest)
-        if labelled is None or reply.top:
-            best = reply.top
-        elif labelled.tensor.name in outputs:
-            best = best_classes(outputs[labelled.tensor.name], labelled.kind, self.wanted.top)
-        else:
-            best = ()
-        if len(outputs) < len(manifest.outputs) and not best:
-            missing = [o.tensor.name for o in manifest.outputs if o.tensor.name not in outputs]
-            raise ShapeError(f"the server's answer lacks {', '.join(missing)}")
-        return outputs, tuple(self._named(one) for one in best)
+        if frame.error is not None:
+            raise frame.error
+        journey = Journey(0, frame, self, LOCAL, time.monotonic(), {}, lambda _journey, _outcome: None)
+        for name in self.halves:
+            self._head(journey, Point("split", name, 0))
+        if self.local is not None:
+            self._answer_locally(journey)
 
-    def _named(self, best: TopClass) -> Prediction:
-        labels = self.bundle.manifest.labels
-        return Prediction(best.index, labels[best.index] if best.index < len(labels) else None, best.score)
+    def _choose(self, journey: Journey) -> Choice:
+        deadline_s = None if journey.deadline is None else journey.deadline - journey.began
+        return self.planner.choose(journey.point, deadline_s, self.uplink.down_s(), self.uplink.oldest_s())
+
+    def _head(self, journey: Journey, point: Point) -> Features:
+        assert point.cut is not None
+        assert point.quality is not None
+        head = self.halves[point.cut].head
+        arrays = dict(zip((s.name for s in self.reader.manifest.inputs), journey.input.arrays, strict=True))
+        with _timed(journey, "head") as timing:
+            try:
+                features = head.run([arrays[spec.name] for spec in head.inputs], point.quality)
+            except graph_errors() as error:
+                raise ShapeError(f"the head refuses this input: {error}") from error
+        self.planner.head_took(point.cut, timing.duration_s)
+        return features
+
+    def _parcel(self, journey: Journey, point: Point, features: Features) -> Parcel:
+        assert point.cut is not None
+        assert point.quality is not None
+        codec, quality = self.halves[point.cut].codec, point.quality
+        with _timed(journey, "encode") as timing:
+            frame = codec.pack(journey.index, features.symbols, quality, self.uplink.coder)
+        self.planner.coder_took(point, timing.duration_s, frame.payload_bytes)
+        expires = journey.began + self.timeout_s
+        return Parcel(
+            frame=frame,
+            expires=expires if journey.deadline is None else min(expires, journey.deadline),
+            pack=lambda coder: codec.pack(journey.index, features.symbols, quality, coder),
+            done=lambda parcel, result: self._finish(journey, point, features, parcel, result),
+        )
+
+    def _probe(self, journey: Journey, point: Point) -> None:
+        """Send a frame that is answered already, to hear of the link."""
+        try:
+            self.uplink.send(self._parcel(journey, point, self._head(journey, point)))
+        except NarrowsError as error:
+            log.info("no probe: %s", error)
+
+    # What comes back. These run in the uplink's threads.
+
+    def _finish(
+        self, journey: Journey, point: Point, features: Features, parcel: Parcel, result: Reply | NarrowsError
+    ) -> None:
+        """End the frame with what came of it."""
+        error = result if isinstance(result, NarrowsError) else result.error
+        if isinstance(result, Reply) and error is None:
+            self._measure(journey, point, parcel, result)
+            try:
+                assert point.cut is not None
+                assert point.quality is not None
+                held = self.halves[point.cut].finish(features, result.outputs, point.quality)
+                outputs, top = self.reader.read(held, result.top)
+                journey.end(journey.outcome(point, outputs=outputs, top=top, provenance="server"))
+            except NarrowsError as damage:
+                error = damage
+        if error is not None and isinstance(error, _FORGIVEN):
+            if parcel.attempts:
+                self.planner.unanswered(parcel.wire_bytes, time.monotonic() - parcel.sent)
+            if self._rescued(journey):
+                return
+        if error is not None:
+            journey.fail(error)
+        if self.fallback is not None:
+            self.fallback.release(journey)
+
+    def _rescued(self, journey: Journey) -> bool:
+        """Whether the whole model on the device sees to it that the frame ends."""
+        return journey.ended or (self.fallback is not None and self.fallback.guard(journey, time.monotonic()))
+
+    def _measure(self, journey: Journey, point: Point, parcel: Parcel, reply: Reply) -> None:
+        now, timing = time.monotonic(), reply.timing
+        on_server = {"queue": timing.queue_ms, "decode": timing.decode_ms, "tail": timing.tail_ms}
+        server_ms = sum(on_server.values())
+        link_ms = max(0.0, (now - parcel.sent) * 1000 - server_ms)
+        if not journey.ended:
+            journey.ms |= {"link": link_ms, **on_server}
+        assert point.cut is not None
+        in_time = journey.deadline is None or now <= journey.deadline
+        self.planner.answered(point.cut, parcel.wire_bytes, link_ms / 1000, server_ms / 1000, in_time=in_time)
+
+    # Answers on the device.
+
+    def _answer_locally(self, journey: Journey) -> None:
+        assert self.local is not None
+        with _timed(journey, "local") as timing:
+            held = self.local.run(journey.input.arrays)
+        self.planner.local_took(timing.duration_s)
+        outputs, top = self.reader.read(held)
+        journey.end(journey.outcome(LOCAL, outputs=outputs, top=top, provenance="local"))
+
+    def _rescue(self, journey: Journey) -> None:
+        """What the fallback does with a frame whose answer has not come."""
+        journey.do(self._answer_locally)
+
+
+@dataclass(slots=True)
+class _Timing:
+    duration_s: float = 0.0
 
 
 @contextmanager
-def _timed(journey: Journey, stage: str) -> Iterator[None]:
-    began = time.monotonic()
+def _timed(journey: Journey, stage: str) -> Iterator[_Timing]:
+    timing, began = _Timing(), time.monotonic()
     try:
-        yield
+        yield timing
     finally:
-        journey.ms[stage] = (time.monotonic() - began) * 1000
+        timing.duration_s = time.monotonic() - began
+        journey.ms[stage] = timing.duration_s * 1000

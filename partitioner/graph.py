@@ -17,12 +17,21 @@ from functools import cached_property
 
 import onnx
 
-from ..runtime.errors import ModelError
+from ..runtime.errors import NothingToCutError
+from .check import describe, subgraphs
 from .load import Model
 from .shapes import BATCH, OPAQUE, TensorInfo, batched, infer
 
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli"})
 _RANDOM_MORE = frozenset({"Multinomial", "Dropout"})
+_SHAPED_BY = {
+    **dict.fromkeys(("Reshape", "Expand", "Tile", "TopK", "OneHot", "Split", "Unsqueeze", "Squeeze", "Trilu"), (1,)),
+    **dict.fromkeys(("Pad", "CenterCropPad", "Upsample", "AffineGrid"), (1, 3)),
+    **dict.fromkeys(("NonZero", "ConstantOfShape", "Unique"), (0,)),
+    **dict.fromkeys(("Slice", "Resize"), (1, 2, 3, 4)),
+    **dict.fromkeys(("Range", "Compress"), (0, 1, 2)),
+}
+"""Ops whose output's shape is said by the values of inputs, and which those are."""
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _MOVES = frozenset(
     (
@@ -109,23 +118,18 @@ class Graph:
 
     def describe(self, node: int) -> str:
         """A node for people: its name, or what it makes where it has none."""
-        proto = self.nodes[node]
-        return f"{proto.name or 'the node of ' + repr(next(iter(proto.output), ''))} ({proto.op_type})"
+        return describe(self.nodes[node])
 
 
 def view(model: Model) -> Graph:
-    """Look at a model.
-
-    Raises:
-        ModelError: the graph is cyclic or unsorted, or reads what nobody makes.
-    """
+    """Look at a model."""
     proto = model.proto.graph
     nodes = list(proto.node)
     weights = {tensor.name: math.prod(tensor.dims) for tensor in proto.initializer}
     weights |= {sparse.values.name: math.prod(sparse.dims) for sparse in proto.sparse_initializer}
     inputs = tuple(value.name for value in proto.input)
     outputs = tuple(value.name for value in proto.output)
-    uses = [tuple(dict.fromkeys(_reads(node))) for node in nodes]
+    uses = [tuple(dict.fromkeys(reads(node))) for node in nodes]
     producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     infos = infer(model.proto, model.folder)
     free = _free_nodes(nodes, uses, weights, infos)
@@ -146,11 +150,11 @@ def view(model: Model) -> Graph:
     )
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, captures of its subgraphs included."""
     yield from filter(None, node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
-            yield from captures(graph)
+    for graph in subgraphs(node):
+        yield from captures(graph)
 
 
 def captures(graph: onnx.GraphProto) -> Iterator[str]:
@@ -158,16 +162,23 @@ def captures(graph: onnx.GraphProto) -> Iterator[str]:
     own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     own |= {tensor.values.name for tensor in graph.sparse_initializer}
     own |= {name for node in graph.node for name in node.output}
-    wanted = [name for node in graph.node for name in _reads(node)] + [value.name for value in graph.output]
+    wanted = [name for node in graph.node for name in reads(node)] + [value.name for value in graph.output]
     yield from (name for name in wanted if name not in own)
 
 
 def _free_nodes(
     nodes: list[onnx.NodeProto], uses: list[tuple[str, ...]], weights: Iterable[str], infos: dict[str, TensorInfo]
 ) -> set[int]:
+    """The nodes that either side can repeat. Shapes that hang on the values of data are made opaque on the way."""
     known = set(weights)
     free = set()
+    doubtful: set[str] = set()
     for index, node in enumerate(nodes):
+        shaping = _SHAPED_BY.get(node.op_type, ())
+        if doubtful.intersection(uses[index]) or any(name and name not in known for name in _at(node, shaping)):
+            doubtful.update(node.output)
+            # A trial run saw one shape; other data may give another.
+            infos |= {name: infos[name].opaque() for name in node.output if name in infos and infos[name].observed}
         if _is_random(node):
             continue
         if all(name in known for name in uses[index]) or (
@@ -176,6 +187,10 @@ def _free_nodes(
             free.add(index)
             known.update(node.output)
     return free
+
+
+def _at(node: onnx.NodeProto, positions: Iterable[int]) -> list[str]:
+    return [node.input[i] for i in positions if i < len(node.input)]
 
 
 def _is_random(node: onnx.NodeProto) -> bool:
@@ -244,10 +259,10 @@ def require_data(graph: Graph) -> None:
     """Refuse a graph in which there is nothing to cut.
 
     Raises:
-        ModelError: fewer than two nodes depend on the inputs.
+        NothingToCutError: fewer than two nodes depend on the inputs.
     """
     if len(graph.data) < 2:
-        raise ModelError(
+        raise NothingToCutError(
             f"{graph.model.name} has {len(graph.data)} node(s) that depend on its inputs; a cut needs one on each side"
         )
 
@@ -257,4 +272,4 @@ def open_symbols(infos: Iterable[TensorInfo]) -> set[str]:
     return {dim.symbol for info in infos for dim in info.dims or () if dim.symbol and dim.symbol != OPAQUE}
 
 
-__all__ = ["BATCH", "Graph", "captures", "open_symbols", "require_data", "view"]
+__all__ = ["BATCH", "Graph", "captures", "open_symbols", "reads", "require_data", "view"]

@@ -6,6 +6,7 @@ ops have, and weights that stay in their files until somebody copies them.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,16 +15,21 @@ import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
 
-from ..runtime.errors import ModelError, UsageError
+from ..runtime.errors import ModelError, ModelFormatError, OpsetError, UsageError
+from . import bfloat16
+from .check import check
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 Source: TypeAlias = "str | Path | Model | torch.nn.Module"
 """What `load` takes."""
 
 MIN_OPSET = 8
 """Elementwise ops broadcast from here on, which is all that the quantiser needs."""
+_NO_OPSET = 17
 MIN_IR, MAX_IR = 8, 10
 """Written files carry an IR version that ONNX Runtime 1.19, the oldest that a device may have, reads."""
 
@@ -84,7 +90,7 @@ def from_file(path: Path, name: str | None = None) -> Model:
     """Read an ONNX file.
 
     Raises:
-        ModelError: no such file, not ONNX, or a graph that cannot be.
+        ModelError: no such file; what `check` refuses; an opset that cannot be converted.
     """
     try:
         proto = onnx.load(str(path), load_external_data=False)
@@ -93,26 +99,32 @@ def from_file(path: Path, name: str | None = None) -> Model:
     except IsADirectoryError:
         raise ModelError(f"{path} is a directory; name the ONNX file in it") from None
     except (DecodeError, ValueError, OSError) as error:
-        raise ModelError(f"{path} is no ONNX model, or is cut short ({first_line(error)})") from None
+        raise ModelFormatError(f"{path} is no ONNX model, or is cut short ({first_line(error)})") from None
     if not proto.graph.node:
-        raise ModelError(f"{path} is no ONNX model: there is no graph with nodes in it")
-    return Model(name or path.stem, normalise(proto, str(path)), path.resolve().parent)
+        raise ModelFormatError(f"{path} is no ONNX model: there is no graph with nodes in it")
+    folder = path.resolve().parent
+    check(proto, path.name, folder)
+    return Model(name or path.stem, normalise(proto, path.name, folder), folder)
 
 
-def normalise(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
+def normalise(proto: onnx.ModelProto, where: str, folder: Path | None = None) -> onnx.ModelProto:
     """Bring a graph into the form that this module promises.
 
     Raises:
-        ModelError: an opset that cannot be converted.
+        OpsetError: an opset that cannot be converted.
     """
+    if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):
+        proto.opset_import.add(domain="", version=_NO_OPSET)  # only ops of other domains so far; ours are standard
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+    if bfloat16.upcast(proto, folder):
+        logger.warning("%s: bfloat16 is taken as float32, since ONNX Runtime's CPU has no kernels for it", where)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
     if opset < MIN_OPSET:
         try:
             proto = onnx.version_converter.convert_version(proto, 13)
         except (RuntimeError, onnx.shape_inference.InferenceError) as error:
-            raise ModelError(f"{where}: opset {opset} cannot be converted to 13 ({first_line(error)})") from None
+            raise OpsetError(f"{where}: opset {opset} cannot be converted to 13 ({first_line(error)})") from None
     named = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in named]
     del proto.graph.input[:]

@@ -12,20 +12,15 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.codec import SymbolSpec, by_label, labels
-from ..runtime.errors import BundleError, ModelError, ProofError
-from ..runtime.manifest import CrossingTensor, Quality
-from ..runtime.session import SessionOptions, graph_errors, open_session
+from ..runtime.errors import ModelError, ProofError
+from ..runtime.manifest import Quality
 from .data import Frame
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
+from .runner import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -36,36 +31,9 @@ PROOF_LEVEL = "disabled"
 _PROOF_FRAMES = 3
 _BATCH_TOLERANCE = 1e-3
 """Of an output's largest value: kernels may sum in another order for another batch."""
+_HALF_TOLERANCE = 1e-2
+"""Of an output's largest value, where float16 is rounded in other places."""
 _SUM_TOLERANCE = 1e-3
-
-
-class Runner:
-    """A graph on disk, ready to run."""
-
-    def __init__(self, path: Path, level: str = "all") -> None:
-        """Load the graph.
-
-        Raises:
-            ModelError: ONNX Runtime refuses it.
-        """
-        try:
-            self._session: ort.InferenceSession = open_session(path, SessionOptions(optimisation=level))
-        except BundleError as error:
-            raise ModelError(str(error)) from None
-        self.inputs = [value.name for value in self._session.get_inputs()]
-        self.outputs = [value.name for value in self._session.get_outputs()]
-
-    def __call__(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; what the graph does not take is left out.
-
-        Raises:
-            ModelError: ONNX Runtime cannot run it on this input.
-        """
-        try:
-            results = self._session.run(self.outputs, {name: feed[name] for name in self.inputs})
-        except graph_errors() as error:
-            raise ModelError(f"the model does not run: {str(error).strip().splitlines()[0]}") from None
-        return dict(zip(self.outputs, results, strict=True))
 
 
 @dataclass(frozen=True)
@@ -121,16 +89,29 @@ def _same_shapes(a: Frame, b: Frame) -> bool:
     return [x.shape for x in a] == [y.shape for y in b]
 
 
-def _close(a: Array, b: Array) -> bool:
+def _close(a: Array, b: Array, tolerance: float = _BATCH_TOLERANCE) -> bool:
     if a.dtype.kind not in "fiub":
         return bool(np.array_equal(a, b))
     x, y = a.astype(np.float64), b.astype(np.float64)
     scale = float(np.max(np.abs(y), initial=0.0, where=np.isfinite(y)))
-    return bool(np.allclose(x, y, rtol=0, atol=_BATCH_TOLERANCE * scale + 1e-6, equal_nan=True))
+    return bool(np.allclose(x, y, rtol=0, atol=tolerance * scale + 1e-6, equal_nan=True))
 
 
-def check_exact(whole: Runner, head: Runner, tail: Runner, feeder: Feeder, frames: Sequence[Frame]) -> None:
-    """Hold the unquantised halves against the whole model, bit for bit, on single frames and on a batch.
+def check_exact(
+    whole: Runner, parts: Sequence[Runner], feeder: Feeder, frames: Sequence[Frame], *, half: bool = False
+) -> bool:
+    """Hold the unquantised parts against the whole model, bit for bit, on single frames and on a batch.
+
+    Args:
+        whole: the model.
+        parts: its graphs, in the order in which they run.
+        feeder: for the model's inputs.
+        frames: what to try; a few are enough.
+        half: the model computes in float16. A CPU has few kernels for it: ONNX Runtime then computes in float32 and
+            leaves out the rounding between nodes, but not across a cut. Then a few steps of float16 may lie between.
+
+    Returns:
+        Whether every output was the same bit for bit.
 
     Raises:
         ProofError: an output differs; or the model itself answers differently every time.
@@ -139,19 +120,27 @@ def check_exact(whole: Runner, head: Runner, tail: Runner, feeder: Feeder, frame
     feeds = [feeder.one(frame) for frame in some] + [
         feed for feed, count in feeder.groups(some, len(some)) if count > 1
     ]
+    exact = True
+    first, again = whole(feeds[0]), whole(feeds[0])
+    for name, array in first.items():
+        if not identical(array, again[name]):
+            raise ProofError(f"{name!r}: the model answers differently every time, so no cut can be proven")
     for feed in feeds:
         expected = whole(feed)
-        made = head(feed)
-        made |= tail(feed | made)
+        made = dict(feed)
+        for part in parts:
+            made |= part(made)
         for name, array in expected.items():
             if identical(array, made[name]):
                 continue
-            if not identical(array, whole(feed)[name]):
-                raise ProofError(f"{name!r}: the model answers differently every time, so no cut can be proven")
+            exact = False
+            if half and array.shape == made[name].shape and _close(made[name], array, _HALF_TOLERANCE):
+                continue
             raise ProofError(
                 f"{name!r} of the two halves differs from the whole model's by up to "
                 f"{_distance(array, made[name])[0]:.3g} (CPU, optimisation {PROOF_LEVEL}); cut elsewhere"
             )
+    return exact
 
 
 def identical(a: Array, b: Array) -> bool:
@@ -165,7 +154,8 @@ def _distance(a: Array, b: Array) -> tuple[float, float, int]:
     """Largest and summed |a - b| over finite values, and how many there are."""
     if a.shape != b.shape or a.dtype.kind not in "fiub":
         return math.inf, math.inf, 1
-    difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # infinity from infinity; what is not finite is left out below
+        difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
     difference = difference[np.isfinite(difference)]
     return float(np.max(difference, initial=0.0)), float(np.sum(difference)), max(1, difference.size)
 
@@ -218,13 +208,12 @@ class _Tally:
 
 
 def measure(
-    head: Runner,
-    tail: Runner,
+    parts: Sequence[Runner],
     feeder: Feeder,
     *,
     groups: Sequence[tuple[Mapping[str, Array], int]],
     references: Sequence[Mapping[str, Array]],
-    crossing: Sequence[CrossingTensor],
+    payload_bytes: Callable[[Mapping[str, Array], int], int],
     qualities: Sequence[float],
     quality_input: str | None,
     classifier: str | None,
@@ -233,11 +222,11 @@ def measure(
     """What each quality costs and keeps, through the graphs that are deployed.
 
     Args:
-        head, tail: the halves.
+        parts: the graphs of the cut, in the order in which they run.
         feeder: as the frames were grouped with.
         groups: frames, as sessions take them, and their number in each group.
         references: what the whole model answers to each group.
-        crossing: the tensors of the cut.
+        payload_bytes: called with what a group's graphs made and the quality; the bytes of all its frames.
         qualities: nominal bits of each quality.
         quality_input: name of that input; None where nothing is quantised.
         classifier: the output whose best class counts; None for no classifier.
@@ -247,9 +236,10 @@ def measure(
     for done, ((feed, count), expected) in enumerate(zip(groups, references, strict=True)):
         for quality, tally in enumerate(tallies):
             chosen = {} if quality_input is None else {quality_input: np.full(count, quality, np.int32)}
-            made = head({**feed, **chosen})
-            made |= tail({**made, **chosen})
-            tally.payload_bytes += _payload(made, crossing, quality, feeder.batched)
+            made = {**feed, **chosen}
+            for part in parts:
+                made |= part(made)
+            tally.payload_bytes += payload_bytes(made, quality)
             _compare(tally, made, expected, classifier, feeder.batched)
             tally.frames += count
         progress(done + 1, len(groups))
@@ -263,20 +253,6 @@ def measure(
         )
         for bits, tally in zip(qualities, tallies, strict=True)
     )
-
-
-def _payload(made: Mapping[str, Array], crossing: Sequence[CrossingTensor], quality: int, batched: bool) -> int:
-    """Bytes of the symbols of all frames of a group, through the best coder there is."""
-    total = 0
-    coder = by_label(labels()[0])
-    for tensor in crossing:
-        array = made[tensor.symbols.name]
-        for symbols in array if batched else [array]:
-            spec = SymbolSpec(
-                symbols.shape, symbols.dtype, tensor.levels[quality] if tensor.levels else None, tensor.channel_axis
-            )
-            total += len(coder.bind(spec).encode(symbols))
-    return total
 
 
 def _compare(

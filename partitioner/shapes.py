@@ -55,11 +55,18 @@ class TensorInfo:
     """ONNX element type."""
     dims: tuple[Dim, ...] | None
     """None where nothing tells the rank."""
+    observed: bool = False
+    """Seen in a trial run alone."""
 
     @property
     def sizes(self) -> tuple[int, ...] | None:
         """The shape for one frame, batch axis included."""
         return None if self.dims is None else tuple(dim.size for dim in self.dims)
+
+    def opaque(self) -> TensorInfo:
+        """The same, trusting no dimension."""
+        dims = None if self.dims is None else tuple(Dim(dim.size or 1, OPAQUE) for dim in self.dims)
+        return TensorInfo(self.dtype, dims, self.observed)
 
     @property
     def batched(self) -> bool:
@@ -75,6 +82,8 @@ class Probe:
 
     batch: int
     others: Mapping[str, int]
+    inverted: bool = False
+    """In a trial run, integers are 2 or 3 where they else are 0 or 1: a shape that then changes hangs on values."""
 
 
 Sizes = dict[str, tuple[int, tuple[int | None, ...] | None]]
@@ -95,13 +104,16 @@ def infer(proto: onnx.ModelProto, folder: Path | None = None) -> dict[str, Tenso
         # Each symbol gets another change, so that two of equal size are told apart; 32 keeps pyramids aligned.
         probes.append(Probe(1, {name: size + 32 * (i + 1) for i, (name, size) in enumerate(nominal.items())}))
     runs = [_run(light, proto, probe) for probe in probes]
-    unknown = [name for name in _made(proto) if any(not _known(run.get(name)) for run in runs)]
+    unknown = {name for name in _made(proto) if any(not _known(run.get(name)) for run in runs)}
     if unknown and proto.ByteSize() + external_bytes(proto) <= _TRIAL_BYTES:
-        runs = [run | observe(proto, folder, unknown, probe) for run, probe in zip(runs, probes, strict=True)]
+        probes.append(Probe(1, nominal, inverted=True))
+        runs.append(runs[0])
+        runs = [run | observe(proto, folder, sorted(unknown), probe) for run, probe in zip(runs, probes, strict=True)]
     infos = {}
     for name, (dtype, shape) in runs[0].items():
         shapes = [run.get(name, (dtype, None))[1] for run in runs]
-        infos[name] = TensorInfo(dtype, _explain(shapes, probes, symbols) if shape is not None else None)
+        dims = _explain(shapes, probes, symbols) if shape is not None else None
+        infos[name] = TensorInfo(dtype, dims, observed=name in unknown)
     return infos
 
 
@@ -124,7 +136,7 @@ def observe(proto: onnx.ModelProto, folder: Path | None, names: Sequence[str], p
         path = Path(temporary) / "trial.onnx"
         try:
             write(trial, folder, path)
-            session = open_session(path, SessionOptions(optimisation="disabled"))
+            session = open_session(path, SessionOptions(optimisation="disabled", quiet=True))
             arrays = _attempt(session, names, made_up_inputs(proto, probe))
         except (BundleError, ModelError) as error:
             logger.debug("the trial run for shapes fails: %s", error)
@@ -151,8 +163,12 @@ def made_up_inputs(proto: onnx.ModelProto, probe: Probe, seed: int = 0) -> dict[
         kind = value.type.tensor_type
         shape = [size for _, size in _filled(proto, value, probe)]
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        floats = rng.uniform(-1, 1, shape) if is_float(kind.elem_type) else rng.integers(0, 2, shape)
-        feed[value.name] = floats.astype(dtype)
+        if is_float(kind.elem_type):
+            feed[value.name] = rng.uniform(-1, 1, shape).astype(dtype)
+        else:
+            feed[value.name] = (
+                (rng.integers(0, 2, shape) ^ probe.inverted) + (2 * probe.inverted * (dtype.kind != "b"))
+            ).astype(dtype)
     return feed
 
 
@@ -257,6 +273,8 @@ def _explain(
     first = shapes[0]
     if first is None or any(shape is None or len(shape) != len(first) for shape in shapes):
         return None
+    if any(probe.inverted and shape != first for shape, probe in zip(shapes, probes, strict=True)):
+        return tuple(Dim(size or 1, OPAQUE) for size in first)  # it hangs on values: who knows what others would do
     return tuple(_explain_dim(sizes, probes, symbols) for sizes in zip(*filter(None, shapes), strict=True))
 
 
@@ -279,6 +297,28 @@ def numpy_name(dtype: int) -> str:
     if dtype == TensorProto.BFLOAT16:
         return "bfloat16"
     return np.dtype(helper.tensor_dtype_to_np_dtype(dtype)).name
+
+
+_CROSSING = frozenset(
+    {
+        *(TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL),
+        *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+        *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    }
+)
+
+
+def why_not(info: TensorInfo | None) -> str | None:
+    """Why a tensor cannot cross a link, or None if it can."""
+    if info is None or not info.dtype:
+        return "is no tensor, or of a type that nothing tells"
+    if info.dtype not in _CROSSING:
+        return f"is of {TensorProto.DataType.Name(info.dtype).lower()}, which does not cross a link"
+    if info.dims is None:
+        return "has a shape that nothing tells"
+    if any(dim.size == 0 for dim in info.dims):
+        return "has no elements"
+    return None
 
 
 def is_float(dtype: int) -> bool:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import onnx
 from onnx import TensorProto
 
-from ..runtime.errors import ModelError
+from ..runtime.errors import ExternalDataError
 
 INLINE_BYTES = 1 << 30
 """Weights of a graph above this go into a file beside it: one protobuf message ends at 2 GiB."""
@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1 << 20
 
 def external_bytes(proto: onnx.ModelProto) -> int:
     """Bytes of the weights that lie in other files."""
-    return sum(_place(tensor)[2] or 0 for tensor in tensors(proto.graph) if is_external(tensor))
+    return sum(place(tensor)[2] or 0 for tensor in tensors(proto.graph) if is_external(tensor))
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
@@ -55,7 +55,7 @@ def write(proto: onnx.ModelProto, folder: Path | None, path: Path) -> Path | Non
         The data file, where one was needed.
 
     Raises:
-        ModelError: the external data cannot be read.
+        ExternalDataError: the external data cannot be read.
     """
     if not external_bytes(proto) and proto.ByteSize() <= INLINE_BYTES:
         path.write_bytes(proto.SerializeToString())
@@ -75,19 +75,23 @@ def write(proto: onnx.ModelProto, folder: Path | None, path: Path) -> Path | Non
     return data
 
 
-def _place(tensor: TensorProto) -> tuple[str, int, int | None]:
-    """File, offset and length of a tensor's external data."""
+def place(tensor: TensorProto) -> tuple[str, int, int | None]:
+    """File, offset and length of a tensor's external data.
+
+    Raises:
+        ExternalDataError: it is not said in full.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     try:
         length = int(entries["length"]) if "length" in entries else None
         return entries["location"], int(entries.get("offset", 0)), length
     except (KeyError, ValueError):
-        raise ModelError(f"{tensor.name!r}: its external data is not said in full ({entries})") from None
+        raise ExternalDataError(f"{tensor.name!r}: its external data is not said in full ({entries})") from None
 
 
 def _copy(tensor: TensorProto, folder: Path | None, target: BinaryIO, name: str) -> None:
     """Append a tensor's bytes to `target` in pieces."""
-    location, offset, length = _place(tensor)
+    location, offset, length = place(tensor)
     source_path = (folder or Path()) / location
     start = _aligned(target)
     written = 0
@@ -100,9 +104,11 @@ def _copy(tensor: TensorProto, folder: Path | None, target: BinaryIO, name: str)
                     break
                 written += target.write(piece)
     except OSError as error:
-        raise ModelError(f"{tensor.name!r}: its external data in {location!r} cannot be read ({error})") from None
+        raise ExternalDataError(
+            f"{tensor.name!r}: its external data in {location!r} cannot be read ({error})"
+        ) from None
     if length is not None and written != length:
-        raise ModelError(f"{tensor.name!r}: {location!r} ends {length - written} bytes too soon")
+        raise ExternalDataError(f"{tensor.name!r}: {location!r} ends {length - written} bytes too soon")
     _point(tensor, name, start, written)
 
 

@@ -11,8 +11,10 @@ class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODE_SPLIT: _ClassVar[Mode]
     MODE_OFFLOAD: _ClassVar[Mode]
+    MODE_TENSORS: _ClassVar[Mode]
 MODE_SPLIT: Mode
 MODE_OFFLOAD: Mode
+MODE_TENSORS: Mode
 
 class DescribeRequest(_message.Message):
     __slots__ = ("model",)
@@ -31,14 +33,16 @@ class DescribeResponse(_message.Message):
     def __init__(self, server_version: _Optional[str] = ..., coders: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ModelDescription, _Mapping]]] = ...) -> None: ...
 
 class ModelDescription(_message.Message):
-    __slots__ = ("name", "bundle", "cuts")
+    __slots__ = ("name", "bundle", "cuts", "whole")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     CUTS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     bundle: str
     cuts: _containers.RepeatedCompositeFieldContainer[CutDescription]
-    def __init__(self, name: _Optional[str] = ..., bundle: _Optional[str] = ..., cuts: _Optional[_Iterable[_Union[CutDescription, _Mapping]]] = ...) -> None: ...
+    whole: bool
+    def __init__(self, name: _Optional[str] = ..., bundle: _Optional[str] = ..., cuts: _Optional[_Iterable[_Union[CutDescription, _Mapping]]] = ..., whole: bool = ...) -> None: ...
 
 class CutDescription(_message.Message):
     __slots__ = ("name", "qualities")

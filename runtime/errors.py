@@ -6,7 +6,13 @@
     ├── ModelError              a model that cannot be read or cut
     │   ├── UnknownTensorError  a tensor name that the graph does not have
     │   ├── CutError            tensors that do not separate the graph
-    │   └── ProofError          tail(head(x)) is not model(x)
+    │   ├── ProofError          tail(head(x)) is not model(x)
+    │   ├── ModelFormatError    a file that is no ONNX model, or is cut short
+    │   ├── GraphError          a cycle, nodes out of order, a name that is made twice or by nobody
+    │   ├── OperatorError       an op or a domain that nobody here knows
+    │   ├── OpsetError          a model newer than the installed ONNX or ONNX Runtime
+    │   ├── ExternalDataError   weights in a file that is missing, too short, or outside the model's folder
+    │   └── NothingToCutError   no tensor that could cross a link
     ├── BundleError             a bundle that is damaged, incomplete or of another schema
     │   ├── BundleMismatchError the two ends hold halves of different bundles
     │   └── GoldenError         this machine does not reproduce the golden vectors
@@ -73,6 +79,30 @@ class CutError(ModelError):
 
 class ProofError(ModelError):
     code, exit_code = "proof", 13
+
+
+class ModelFormatError(ModelError):
+    code, exit_code = "model-format", 14
+
+
+class GraphError(ModelError):
+    code, exit_code = "graph", 15
+
+
+class OperatorError(ModelError):
+    code, exit_code = "operator", 16
+
+
+class OpsetError(ModelError):
+    code, exit_code = "opset", 17
+
+
+class ExternalDataError(ModelError):
+    code, exit_code = "external-data", 18
+
+
+class NothingToCutError(ModelError):
+    code, exit_code = "nothing-to-cut", 19
 
 
 class BundleError(NarrowsError):

@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
@@ -39,6 +40,17 @@ class Limits:
             raise UsageError("limits must be 1 or more")
 
 
+class Mode(IntEnum):
+    """What a frame asks of the server."""
+
+    SPLIT = 0
+    """Symbols for the tail of a cut."""
+    OFFLOAD = 1
+    """One compressed picture for the whole model."""
+    TENSORS = 2
+    """The model's inputs as they are, for the whole model."""
+
+
 @dataclass(frozen=True, slots=True)
 class CodedTensor:
     """One tensor of a cut, coded."""
@@ -60,10 +72,11 @@ class Frame:
     coder: int
     """The number of the coder that made the payloads."""
     checksum: int
-    """CRC-32 of cut, quality and symbols."""
+    """CRC-32 of cut, quality and symbols; of the payloads where nothing is split."""
     tensors: tuple[CodedTensor, ...]
     deadline_ms: int = 0
     """Time left until the answer is of no use; 0 for none."""
+    mode: Mode = Mode.SPLIT
 
     @property
     def payload_bytes(self) -> int:
@@ -82,6 +95,26 @@ def checksum(cut: int, quality: int, symbols: Sequence[Symbols]) -> int:
     value = zlib.crc32(struct.pack("<II", cut, quality))
     for tensor in symbols:
         value = zlib.crc32(np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).data.cast("B"), value)
+    return value
+
+
+def whole_frame(frame_id: int, mode: Mode, tensors: Sequence[CodedTensor], deadline_ms: int = 0) -> Frame:
+    """A frame for the whole model.
+
+    Args:
+        frame_id: unique within its stream.
+        mode: `OFFLOAD` with one picture, or `TENSORS` with one payload for each input, little-endian, in C order.
+        tensors: the payloads.
+        deadline_ms: time left until the answer is of no use; 0 for none.
+    """
+    return Frame(frame_id, 0, 0, 0, payload_checksum(tensors), tuple(tensors), deadline_ms, mode)
+
+
+def payload_checksum(tensors: Sequence[CodedTensor]) -> int:
+    """CRC-32 of a whole frame's payloads, one after the other."""
+    value = 0
+    for tensor in tensors:
+        value = zlib.crc32(tensor.payload, value)
     return value
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Features:
     """In the order of `Cut.crossing`."""
     outputs: dict[str, Array]
     """The model outputs that the head has already."""
+    kept: dict[str, Array] = field(default_factory=dict)
+    """What the final graph of a three-way cut needs and no server sees: `Cut.kept`, and the model's inputs."""
 
 
 class Head:
@@ -50,7 +52,7 @@ class Head:
         self._batched = bundle.manifest.batched
         self._specs = [spec for spec in bundle.manifest.inputs if spec.name in cut.head_inputs]
         self._session = open_session(bundle.file(cut.head), options)
-        self._names = [*(tensor.symbols.name for tensor in cut.crossing), *cut.head_outputs]
+        self._names = [*(tensor.symbols.name for tensor in cut.crossing), *cut.head_outputs, *cut.kept]
         if golden:
             self._check_golden(bundle)
 
@@ -80,7 +82,12 @@ class Head:
         results = self._session.run(self._names, feed)
         arrays = [result[0] if self._batched else result for result in results]
         count = len(self.cut.crossing)
-        return Features(tuple(arrays[:count]), dict(zip(self.cut.head_outputs, arrays[count:], strict=True)))
+        rest = dict(zip(self._names[count:], arrays[count:], strict=True))
+        outputs = {name: rest[name] for name in self.cut.head_outputs}
+        kept = {name: rest[name] for name in self.cut.kept}
+        if self.cut.three_way:
+            kept |= {spec.name: array for spec, array in zip(self._specs, inputs, strict=True)}
+        return Features(tuple(arrays[:count]), outputs, kept)
 
     def _check_golden(self, bundle: Bundle) -> None:
         golden = load_arrays(bundle, self.cut.golden_head)
@@ -141,7 +148,70 @@ class Tail:
             symbols = [golden[f"symbols/{quality}/{i}"] for i in range(len(self.cut.crossing))]
             answer = self.run([symbols], [quality])[0]
             for i, name in enumerate(self.cut.tail_outputs):
-                _compare_output(answer[name], golden[f"output/{quality}/{i}"], name, quality)
+                if i < len(self.cut.back):
+                    _compare_symbols(answer[name], golden[f"output/{quality}/{i}"], self.cut, quality)
+                else:
+                    _compare_output(answer[name], golden[f"output/{quality}/{i}"], name, quality)
+
+
+class Final:
+    """The device's last graph of a three-way cut: what the server's body sent back becomes the model's outputs."""
+
+    def __init__(self, bundle: Bundle, cut: Cut, options: SessionOptions | None = None, *, golden: bool = True) -> None:
+        """Load the graph and try it on the golden vectors.
+
+        Raises:
+            BundleError: the cut has no such graph, or ONNX Runtime refuses it.
+            GoldenError: this machine does not give the answers that the bundle was made with.
+        """
+        if cut.final is None or cut.golden_final is None:
+            raise BundleError(f"cut {cut.name!r} has no final graph; the server's answer is the model's")
+        self.cut = cut
+        self._batched = bundle.manifest.batched
+        self._session = open_session(bundle.file(cut.final), options)
+        self._inputs = [value.name for value in self._session.get_inputs() if value.name != cut.quality_input]
+        if golden:
+            self._check_golden(load_arrays(bundle, cut.golden_final))
+
+    def run(self, features: Features, answer: Mapping[str, Array], quality: int = 0) -> dict[str, Array]:
+        """Finish one frame.
+
+        Args:
+            features: what the head made of it.
+            answer: what the server sent back: `Cut.tail_outputs`, without a batch axis.
+            quality: the quality that the frame went out with.
+
+        Returns:
+            The model's outputs without a batch axis: `Cut.final_outputs`, and those that head and body had already.
+
+        Raises:
+            ShapeError: the answer is not one that the body gives.
+        """
+        available = {**features.kept, **features.outputs, **answer}
+        for tensor in self.cut.back:
+            if tensor.symbols.name not in available:
+                raise ShapeError(f"the answer lacks {tensor.symbols.name!r}, which the final graph takes")
+            check_tensor(tensor.symbols, available[tensor.symbols.name])
+        made = self._run({name: available[name] for name in self._inputs}, quality)
+        body = {name: answer[name] for name in self.cut.tail_outputs[len(self.cut.back) :]}
+        return features.outputs | body | made
+
+    def _run(self, arrays: dict[str, Array], quality: int) -> dict[str, Array]:
+        feed = {name: array[None] if self._batched else array for name, array in arrays.items()}
+        if self.cut.quality_input is not None:
+            feed[self.cut.quality_input] = np.array([quality], np.int32)
+        try:
+            results = self._session.run(self.cut.final_outputs, feed)
+        except graph_errors() as error:
+            raise ShapeError(f"the final graph refuses this answer: {error}") from error
+        made = [result[0] if self._batched else result for result in results]
+        return dict(zip(self.cut.final_outputs, made, strict=True))
+
+    def _check_golden(self, golden: dict[str, Array]) -> None:
+        for quality in range(len(self.cut.qualities)):
+            made = self._run({n: golden[f"input/{quality}/{i}"] for i, n in enumerate(self._inputs)}, quality)
+            for i, name in enumerate(self.cut.final_outputs):
+                _compare_output(made[name], golden[f"output/{quality}/{i}"], name, quality)
 
 
 def check_tensor(spec: TensorSpec, array: Array) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ from .errors import MissingDependencyError, SourceError
 from .manifest import Preprocess
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
+WIRE_FORMATS = ("JPEG", "PNG", "WEBP")
+"""What a server decodes."""
 MAX_PIXELS = 64_000_000
 """A picture that says it has more is refused before its pixels are decoded."""
 
@@ -26,21 +29,42 @@ def load_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         SourceError: no such file, not a picture, damaged, or of more than `MAX_PIXELS` pixels.
     """
+    return _read(path, str(path), MAX_PIXELS, None)
+
+
+def decode_image(data: bytes, max_pixels: int, formats: tuple[str, ...] = WIRE_FORMATS) -> NDArray[np.uint8]:
+    """Decode a stranger's picture.
+
+    Args:
+        data: a picture's file.
+        max_pixels: above it, nothing is decoded.
+        formats: Pillow's names of the formats that are tried; every one more is a parser more that strangers reach.
+
+    Returns:
+        `uint8` `[height, width, 3]`, RGB, turned as its EXIF says.
+
+    Raises:
+        SourceError: not a picture of these formats, damaged, or too many pixels.
+    """
+    return _read(io.BytesIO(data), "the picture", max_pixels, formats)
+
+
+def _read(file: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...] | None) -> NDArray[np.uint8]:
     image_module, ops = _pillow()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what the next lines check
-            with image_module.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise SourceError(f"{path}: {image.width}×{image.height} pixels are more than {MAX_PIXELS}")
+            with image_module.open(file, formats=formats) as image:
+                if image.width * image.height > max_pixels:
+                    raise SourceError(f"{name}: {image.width}×{image.height} pixels are more than {max_pixels}")
                 return np.asarray(ops.exif_transpose(image).convert("RGB"))
     except SourceError:
         raise
     except FileNotFoundError:
-        raise SourceError(f"{path}: no such file") from None
+        raise SourceError(f"{name}: no such file") from None
     # Pillow's decoders raise these, and SyntaxError, for files that are damaged in their own ways.
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, image_module.DecompressionBombError) as error:
-        raise SourceError(f"{path}: not a readable picture ({error})") from None
+        raise SourceError(f"{name}: not a readable picture ({error})") from None
 
 
 def fit(picture: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:

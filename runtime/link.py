@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from .credentials import LinkSecurity
 from .errors import UsageError
 
 Option = tuple[str, Any]
@@ -30,6 +31,7 @@ class LinkOptions:
     """Silence after which the connection is tested."""
     keepalive_timeout_s: float = 5.0
     """No answer to the test for so long: the connection is lost."""
+    security: LinkSecurity = field(default_factory=LinkSecurity)
 
     def __post_init__(self) -> None:
         if self.max_message_bytes < 1 or self.keepalive_s <= 0 or self.keepalive_timeout_s <= 0:
@@ -85,13 +87,19 @@ def server_options(max_frame_bytes: int) -> list[Option]:
 
 
 def open_channel(target: str, options: LinkOptions | None = None) -> grpc.Channel:
-    """A channel to `target` ("host:port"), in plain text. Connects when it is first used.
+    """A channel to `target` ("host:port"). Connects when it is first used.
 
     Raises:
-        UsageError: the target is no address.
+        UsageError: the target is no address, or a file of certificates cannot be read.
     """
     check_target(target)
-    return grpc.insecure_channel(target, options=channel_options(options or LinkOptions()))
+    options = options or LinkOptions()
+    security = options.security
+    if security.encrypted:
+        channel = grpc.secure_channel(target, security.credentials(), options=channel_options(options))
+    else:
+        channel = grpc.insecure_channel(target, options=channel_options(options))
+    return security.authorize(channel)
 
 
 def new_server(

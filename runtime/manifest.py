@@ -111,8 +111,25 @@ class Cut:
     """The model outputs that the tail answers with."""
     golden_head: str
     golden_tail: str
+    back: tuple[CrossingTensor, ...] = ()
+    """In a three-way cut, what the server answers with: the first of `tail_outputs`, quantised like `crossing`, for the
+    device's last graph. Empty for the usual cut, whose answer is the model's."""
+    final: str | None = None
+    """File name of the device's last graph, in a three-way cut. It takes the symbols of `back`, the quality, and of the
+    model's inputs, `head_outputs` and `kept` those that it has as inputs."""
+    kept: tuple[str, ...] = ()
+    """Further outputs of the head for `final`; they never leave the device."""
+    final_outputs: tuple[str, ...] = ()
+    """The model outputs that `final` makes."""
+    golden_final: str | None = None
+    """File of what goes into `final` and comes out of it."""
     symbols_exact: bool = True
     """Without the quantiser, tail(head(x)) was bit for bit model(x) on the machine that cut it."""
+
+    @property
+    def three_way(self) -> bool:
+        """Whether the device has a last graph of its own, so that the server's answer is not the model's."""
+        return self.final is not None
 
     def check_quality(self, quality: int) -> None:
         """Refuse a quality that this cut does not have.
@@ -232,7 +249,8 @@ def _check(manifest: Manifest) -> None:
         if not name or path.is_absolute() or ".." in path.parts or "\\" in name or name == MANIFEST or "\0" in name:
             raise ValueError(f"the file name {name!r} is not allowed")
     named = [f for cut in manifest.cuts for f in (cut.head, cut.tail, cut.golden_head, cut.golden_tail)]
-    for name in [*named, *filter(None, (manifest.tables, manifest.local))]:
+    optional = [manifest.tables, manifest.local, *(f for cut in manifest.cuts for f in (cut.final, cut.golden_final))]
+    for name in [*named, *filter(None, optional)]:
         if name not in manifest.files:
             raise ValueError(f"{name!r} is used and not listed")
     if not manifest.cuts:
@@ -240,8 +258,12 @@ def _check(manifest: Manifest) -> None:
     for cut in manifest.cuts:
         if not cut.qualities:
             raise ValueError(f"cut {cut.name!r} has no quality")
-        for tensor in cut.crossing:
+        for tensor in (*cut.crossing, *cut.back):
             _check_crossing(cut, tensor)
+        if bool(cut.back) != (cut.final is not None) or bool(cut.back) != (cut.golden_final is not None):
+            raise ValueError(f"cut {cut.name!r} is three-way by half: back, final and golden_final go together")
+        if tuple(tensor.symbols.name for tensor in cut.back) != cut.tail_outputs[: len(cut.back)]:
+            raise ValueError(f"cut {cut.name!r}: what comes back is not the first of what the tail answers")
 
 
 def _check_crossing(cut: Cut, tensor: CrossingTensor) -> None:

@@ -25,6 +25,8 @@ class SessionOptions:
     """Threads inside one operator; 0 leaves it to ONNX Runtime (one to a core)."""
     optimisation: str = "all"
     """Graph optimisation: `disabled`, `basic`, `extended` or `all`."""
+    quiet: bool = False
+    """Keep ONNX Runtime's own error log off the terminal, where a refusal is expected and handled."""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -49,12 +51,15 @@ def runtime() -> ModuleType:
     return module
 
 
-def open_session(path: Path, options: SessionOptions | None = None) -> ort.InferenceSession:
+def open_session(
+    path: Path | bytes, options: SessionOptions | None = None, folder: Path | None = None
+) -> ort.InferenceSession:
     """Load a graph.
 
     Args:
-        path: an ONNX file whose bytes have been vouched for; external data is looked for beside it.
+        path: an ONNX file whose bytes have been vouched for, with external data beside it; or those bytes.
         options: how to run it.
+        folder: where external data lies, for bytes.
 
     Raises:
         BundleError: ONNX Runtime refuses the graph.
@@ -81,11 +86,16 @@ def open_session(path: Path, options: SessionOptions | None = None) -> ort.Infer
         ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     )[_OPTIMISATION.index(options.optimisation)]
-    settings.log_severity_level = 3  # errors: the optimiser's warnings are no business of who runs a bundle
+    # Errors alone: the optimiser's warnings are no business of who runs a bundle.
+    settings.log_severity_level = 4 if options.quiet else 3
+    if folder is not None:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    source = path if isinstance(path, bytes) else str(path)
     try:
-        return ort.InferenceSession(str(path), settings, providers=list(options.providers))
+        return ort.InferenceSession(source, settings, providers=list(options.providers))
     except graph_errors() as error:
-        raise BundleError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {_first_line(error)}") from None
+        name = "the graph" if isinstance(path, bytes) else path.name
+        raise BundleError(f"ONNX Runtime {ort.__version__} refuses {name}: {_first_line(error)}") from None
 
 
 def graph_errors() -> tuple[type[Exception], ...]:

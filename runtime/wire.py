@@ -7,7 +7,7 @@ import numpy as np
 from ..protos import split_pb2 as pb
 from .answer import DEFAULT_TOP, Array, Form, Reply, ServerTiming, TopClass, Wanted
 from .errors import FrameError, NarrowsError, OverloadedError, from_code
-from .frame import CodedTensor, Frame
+from .frame import CodedTensor, Frame, Mode
 
 PROTOCOL = 1
 _MICRO = 1000.0
@@ -18,6 +18,7 @@ def frame_to_wire(frame: Frame) -> pb.Frame:
     """A frame as a message."""
     return pb.Frame(
         id=frame.id,
+        mode=pb.Mode.Name(frame.mode),
         cut=frame.cut,
         quality=frame.quality,
         coder=frame.coder,
@@ -33,8 +34,10 @@ def frame_from_wire(message: pb.Frame) -> Frame:
     Raises:
         FrameError: a mode that this release does not know.
     """
-    if message.mode != pb.MODE_SPLIT:
-        raise FrameError(f"frames of mode {message.mode} are not served here; send split frames")
+    try:
+        mode = Mode(message.mode)
+    except ValueError:
+        raise FrameError(f"frames of mode {message.mode} are unknown here; this end is older than the peer") from None
     return Frame(
         id=message.id,
         cut=message.cut,
@@ -43,6 +46,7 @@ def frame_from_wire(message: pb.Frame) -> Frame:
         checksum=message.checksum,
         tensors=tuple(CodedTensor(tensor.payload, tuple(tensor.shape)) for tensor in message.tensors),
         deadline_ms=message.deadline_ms,
+        mode=mode,
     )
 
 

@@ -3,7 +3,7 @@
 from .app import ServerThread, serve
 from .batcher import BatchOptions
 from .clients import ClientLimits
-from .options import ServeOptions
+from .options import ServeOptions, best_providers
 from .security import TlsOptions
 
-__all__ = ["BatchOptions", "ClientLimits", "ServeOptions", "ServerThread", "TlsOptions", "serve"]
+__all__ = ["BatchOptions", "ClientLimits", "ServeOptions", "ServerThread", "TlsOptions", "best_providers", "serve"]

@@ -7,23 +7,30 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc.aio
 
-from ..runtime.errors import UsageError
+from ..runtime.errors import MissingDependencyError, UsageError
 from ..runtime.link import new_server
 from .clients import TokenFile
 from .heads import HeadStore
 from .health import Health
+from .notify import READY, STOPPING, notify
+from .oip import OpenInference
 from .options import ServeOptions
 from .plane import DataPlane, PlaneOptions
 from .repository import Loader, Repository
 from .security import Gate, server_credentials
 from .service import SplitService, add_services
+from .tally import Tally
+
+if TYPE_CHECKING:
+    from .web import WebServer
 
 _log = logging.getLogger(__name__)
 
+_STATUS_S = 5.0
 _STOP_S = 0.25
 """For calls that outlived the draining: health watches, mostly, which never end by themselves."""
 
@@ -46,8 +53,9 @@ class Server:
         self._watcher: asyncio.Task[None] | None = None
         self.plane = DataPlane(PlaneOptions(options.limits, options.clients, options.batch))
         self._health = Health(self.plane.catalogue)
-        self._service = SplitService(self.plane)
+        self._service = SplitService(self.plane, options.max_stream_s)
         self._grpc: grpc.aio.Server | None = None
+        self._web: WebServer | None = None
 
     async def start(self) -> str:
         """Load, listen and serve.
@@ -62,9 +70,11 @@ class Server:
         tokens = TokenFile(self._options.tokens) if self._options.tokens else None
         self.plane.catalogue.apply(await asyncio.to_thread(self._repository.open))
         self._grpc = new_server(self._options.limits.max_frame_bytes, (Gate(tokens),))
-        add_services(self._grpc, self._service, self._health)
+        add_services(self._grpc, self._service, OpenInference(self.plane, self._options.batch.max_batch), self._health)
         address = self._listen(self._grpc)
         await self._health.refresh()
+        if self._options.metrics_port is not None:
+            self._web = self._show(self._options.host, self._options.metrics_port)
         await self._grpc.start()
         if self._options.watch_s:
             self._watcher = asyncio.create_task(self._watch(), name="watch the bundles")
@@ -92,8 +102,35 @@ class Server:
             except TimeoutError:
                 _log.warning("streams are cut off after %.1f s of draining", self._options.drain_s)
             await self._grpc.stop(_STOP_S)
+        if self._web is not None:
+            await asyncio.to_thread(self._web.close)
         await self.plane.close()
         self._heads.close()
+
+    @property
+    def metrics_address(self) -> str:
+        """Where metrics and status are shown, "host:port"; empty where they are not."""
+        return self._web.address if self._web else ""
+
+    def _show(self, host: str, port: int) -> WebServer:
+        try:
+            from .metrics import Metrics
+            from .web import WebServer
+        except ImportError as error:
+            raise MissingDependencyError(f"metrics need: pip install 'narrows[server]' ({error})") from None
+        plane, loop, tally = self.plane, asyncio.get_running_loop(), Tally()
+        metrics = Metrics(plane.catalogue, plane.holdings)
+        plane.observers += [tally, metrics]
+
+        async def summary() -> dict[str, object]:
+            return tally.summary(plane.catalogue, plane.holdings)
+
+        def status() -> dict[str, object]:
+            return asyncio.run_coroutine_threadsafe(summary(), loop).result(_STATUS_S)
+
+        web = WebServer(host, port, metrics.registry, status)
+        _log.info("metrics and status on http://%s", web.address)
+        return web
 
     def _listen(self, server: grpc.aio.Server) -> str:
         options = self._options
@@ -138,20 +175,19 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None] | None = None) 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, again.set)
-        await _run_server(options, stop, again, ready or _ignore)
+        await _run_server(Server(options), stop, again, ready or _ignore)
 
     asyncio.run(run())
     return 0
 
 
-async def _run_server(
-    options: ServeOptions, stop: asyncio.Event, again: asyncio.Event, ready: Callable[[str], None]
-) -> None:
-    server = Server(options)
+async def _run_server(server: Server, stop: asyncio.Event, again: asyncio.Event, ready: Callable[[str], None]) -> None:
     looking = asyncio.create_task(_look_when_told(server, again))
     try:
         ready(await server.start())
+        notify(READY)
         await stop.wait()
+        notify(STOPPING)
     finally:
         looking.cancel()
         await server.stop()
@@ -180,6 +216,8 @@ class ServerThread:
     def __init__(self, options: ServeOptions) -> None:
         self.address = ""
         """Where it listens, "host:port"."""
+        self.metrics_address = ""
+        """Where metrics and status are shown; empty where they are not."""
         self._options = options
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -225,8 +263,10 @@ class ServerThread:
 
     async def _serve(self) -> None:
         self._loop, self._stop, self._again = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        await _run_server(self._options, self._stop, self._again, self._started)
+        server = Server(self._options)
 
-    def _started(self, address: str) -> None:
-        self.address = address
-        self._ready.set()
+        def started(address: str) -> None:
+            self.address, self.metrics_address = address, server.metrics_address
+            self._ready.set()
+
+        await _run_server(server, self._stop, self._again, started)

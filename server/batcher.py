@@ -38,6 +38,12 @@ class BatchOptions:
     learn_s: float = 1.0
     """Time for measuring batch sizes when a graph is loaded; 0 for learning from real frames alone."""
 
+    @property
+    def max_run_s(self) -> float:
+        """Longest run that is worth gathering frames for: one that is under way and one that is decoded then take half
+        of what a frame may wait."""
+        return self.max_wait_s / 4
+
     def __post_init__(self) -> None:
         if min(self.max_batch, self.queue, self.runs) < 1:
             raise UsageError("batch size, queue length and runs must be 1 or more")
@@ -71,7 +77,7 @@ class Batcher:
         self._deliver = deliver
         self._options = options
         self._queue: FairQueue[Job] = FairQueue()
-        self._cost = cost or BatchCost(options.max_batch)
+        self._cost = cost or BatchCost(options.max_batch, options.max_run_s)
         self._filled = threading.Condition()
         self._closed = False
         self._runner = BatchRunner(engine, shape, options.runs, self._observe)

@@ -17,12 +17,19 @@ class Served:
     """A model and its batchers."""
 
     model: Model
-    batchers: tuple[Batcher, ...]
+    tails: tuple[Batcher, ...]
     """One for each cut."""
+    whole: Batcher | None = None
+    """For the uncut model, where the bundle brings it."""
     users: int = 0
     """Streams and calls that hold it."""
     retired: bool = False
     """Found by nobody any more; its batchers end with its last user."""
+
+    @property
+    def batchers(self) -> tuple[Batcher, ...]:
+        """All of them."""
+        return self.tails if self.whole is None else (*self.tails, self.whole)
 
     def close(self) -> None:
         """End the batchers' threads; blocks until they have finished what is queued."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 _NEWEST = 0.1
 """Weight of the newest run in the moving mean: a neighbour's burst on the same cores is forgotten in some twenty."""
-_ENOUGH = 0.95
+_ENOUGH = 0.9
 """A batch size is good enough at this share of the best throughput; the smallest such answers soonest."""
 _PATIENCE = 2
 """Sizes without gain before trying larger ones ends."""
@@ -25,8 +25,10 @@ class BatchCost:
     threads at once.
     """
 
-    def __init__(self, max_batch: int) -> None:
+    def __init__(self, max_batch: int, max_run_s: float = math.inf) -> None:
+        """Batches are of `max_batch` frames at most, and of those that run within `max_run_s`."""
         self._max_batch = max_batch
+        self._max_run_s = max_run_s
         self._seconds: dict[int, float] = {}
         self._best = max_batch  # until something is known
         self._runs = 0
@@ -46,9 +48,13 @@ class BatchCost:
         seconds *= size / frames
         known = self._seconds.get(size, seconds)
         self._seconds[size] = known + _NEWEST * (seconds - known)
-        fastest = max(size / s for size, s in self._seconds.items())
-        good = min(size for size, s in self._seconds.items() if size / s >= _ENOUGH * fastest)
-        untried = good == max(self._seconds)
+        # A frame that comes now waits for the run that is under way, so long runs cost everybody their delay.
+        quick = {size: s for size, s in self._seconds.items() if s <= self._max_run_s} or {
+            1: self._seconds.get(1, seconds)
+        }
+        fastest = max(size / s for size, s in quick.items())
+        good = min(size for size, s in quick.items() if size / s >= _ENOUGH * fastest)
+        untried = good == max(self._seconds) and 2 * quick[good] <= self._max_run_s
         self._best = min(2 * good if untried else good, self._max_batch)
         self._runs += 1
 

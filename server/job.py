@@ -24,6 +24,8 @@ class Job:
     """Called with the outcome, once, on the event loop; never after `Batcher.cancel`."""
     size: int
     """Bytes of its payloads."""
+    route: str
+    """Model and cut, as "model/cut": where it queues."""
     taken_s: float = field(default_factory=time.monotonic)
     """When the frame came in, on this machine's monotonic clock."""
     cancelled: bool = False

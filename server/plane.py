@@ -6,18 +6,19 @@ Everything in this module runs on one event loop; decoding and graphs run on the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_classes, classifier
-from ..runtime.errors import DrainingError, FrameTooLargeError, QualityError
-from ..runtime.frame import Frame, Limits
+from ..runtime.errors import DrainingError, FrameError, FrameTooLargeError, NarrowsError, QualityError
+from ..runtime.frame import Frame, Limits, Mode
 from ..runtime.manifest import Manifest
 from .batcher import Batcher, BatchOptions
 from .catalogue import Catalogue, Served
 from .clients import Client, ClientLimits, Holdings
 from .job import Finished, Job
-from .repository import Model
+from .repository import Loaded, Model
+from .tally import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,18 @@ class DataPlane:
         self.limits = options.limits
         self.catalogue = Catalogue(self._serve)
         self.holdings = Holdings(options.clients)
-        self.draining = False
+        self.observers: list[Observer] = []
+        self.drain_begun = asyncio.Event()
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._batch = options.batch
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def draining(self) -> bool:
+        """No new frame is taken."""
+        return self.drain_begun.is_set()
 
     def submit(
         self, served: Served, frame: Frame, wanted: Wanted, client: Client, done: Callable[[Reply], None]
@@ -69,21 +79,30 @@ class DataPlane:
             OverloadedError: no room in the queue, or too many bytes in flight.
             DrainingError: the server is going down.
         """
+        try:
+            return self._submit(served, Job(frame, wanted, client, done, frame.payload_bytes, served.model.name))
+        except NarrowsError as error:
+            for observer in self.observers:
+                observer.refused(served.model.name, error)
+            raise
+
+    def _submit(self, served: Served, job: Job) -> Job:
         if self.draining:
             raise DrainingError("the server is going down and takes no new frame; connect again")
-        size = frame.payload_bytes
-        if size > self.limits.max_frame_bytes:
+        if job.size > self.limits.max_frame_bytes:
             raise FrameTooLargeError(
-                f"a frame of {size} bytes, where {self.limits.max_frame_bytes} are allowed; "
+                f"a frame of {job.size} bytes, where {self.limits.max_frame_bytes} are allowed; "
                 "lower the quality, or raise the server's limit"
             )
-        batcher = self._find(served, frame)
-        job = Job(frame, wanted, client, done, size)
-        self.holdings.take(client, size)
+        batcher = self._find(served, job.frame)
+        job.route = batcher.name
+        self.holdings.take(job.client, job.size)
+        self._in_flight += 1
+        self._idle.clear()
         try:
             displaced = batcher.submit(job)
         except BaseException:
-            self.holdings.release(client, size)
+            self._release(job)
             raise
         if displaced is not None:
             self._finish(displaced, Reply(displaced.frame.id, error=batcher.overloaded()))
@@ -92,7 +111,7 @@ class DataPlane:
     def cancel(self, served: Served, job: Job) -> None:
         """Forget a frame whose sender is gone."""
         self._find(served, job.frame).cancel(job)
-        self.holdings.release(job.client, job.size)
+        self._release(job)
 
     async def infer(self, served: Served, frame: Frame, wanted: Wanted, client: Client) -> Reply:
         """One frame, one reply. Cancelling the caller cancels the frame.
@@ -100,41 +119,63 @@ class DataPlane:
         Raises:
             NarrowsError: as `submit`; what goes wrong later stands in the reply.
         """
-        reply: asyncio.Future[Reply] = self._loop.create_future()
+        (reply,) = await self.infer_many(served, [frame], wanted, client)
+        return reply
+
+    async def infer_many(
+        self, served: Served, frames: Sequence[Frame], wanted: Wanted, client: Client
+    ) -> Sequence[Reply]:
+        """Several frames, their replies in the same order. Cancelling the caller cancels those that are left.
+
+        Raises:
+            NarrowsError: as `submit`, for any of them; what goes wrong later stands in the replies.
+        """
+        waiting: list[tuple[Job, asyncio.Future[Reply]]] = []
         with self.catalogue.using(served):
-            job = self.submit(served, frame, wanted, client, reply.set_result)
             try:
-                return await reply
+                for frame in frames:
+                    reply: asyncio.Future[Reply] = self._loop.create_future()
+                    waiting.append((self.submit(served, frame, wanted, client, reply.set_result), reply))
+                return [await reply for _, reply in waiting]
             finally:
-                if reply.cancelled():
-                    self.cancel(served, job)
+                for job, reply in waiting:
+                    if reply.cancelled() or not reply.done():
+                        self.cancel(served, job)
+
+    async def idle(self) -> None:
+        """Wait until nothing that was taken in is without its outcome."""
+        await self._idle.wait()
 
     async def close(self) -> None:
         """Run what is queued and end the threads."""
         await self.catalogue.close()
 
+    def _release(self, job: Job) -> None:
+        self.holdings.release(job.client, job.size)
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
+
     def _find(self, served: Served, frame: Frame) -> Batcher:
+        name = served.model.name
+        if frame.mode is not Mode.SPLIT:
+            if served.whole is None:
+                raise FrameError(f"bundle {name!r} does not bring its whole model here; send split frames")
+            return served.whole
         try:
-            return served.batchers[frame.cut]
+            return served.tails[frame.cut]
         except IndexError:
-            raise QualityError(
-                f"cut {frame.cut} is unknown; bundle {served.model.name!r} has 0…{len(served.batchers) - 1}"
-            ) from None
+            raise QualityError(f"cut {frame.cut} is unknown; bundle {name!r} has 0…{len(served.tails) - 1}") from None
 
     def _serve(self, model: Model) -> Served:
         shape = _Shaper(model.bundle.manifest)
-        batchers = (
-            Batcher(
-                f"{model.name}/{tail.engine.codec.cut.name}",
-                tail.engine,
-                shape,
-                self._hand_over,
-                self._batch,
-                cost=tail.cost,
-            )
-            for tail in model.tails
-        )
-        return Served(model, tuple(batchers))
+
+        def batcher(one: Loaded) -> Batcher:
+            name = f"{model.name}/{one.name}"
+            return Batcher(name, one.engine, shape, self._hand_over, self._batch, cost=one.cost)
+
+        whole = batcher(model.whole) if model.whole else None
+        return Served(model, tuple(map(batcher, model.tails)), whole)
 
     def _hand_over(self, finished: Finished) -> None:
         """From a worker to the event loop: one wake-up for the whole batch."""
@@ -146,8 +187,10 @@ class DataPlane:
                 self._finish(job, reply)
 
     def _finish(self, job: Job, reply: Reply) -> None:
-        self.holdings.release(job.client, job.size)
+        self._release(job)
         job.done(reply)
+        for observer in self.observers:
+            observer.finished(job, reply)
 
 
 class _Shaper:

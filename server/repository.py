@@ -20,23 +20,29 @@ from pathlib import Path
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import BundleError, NarrowsError
-from ..runtime.frame import Limits, frame_codecs
+from ..runtime.frame import FrameCodec, Limits, frame_codecs
 from ..runtime.halves import Tail, load_arrays
 from ..runtime.manifest import MANIFEST, Half
 from ..runtime.session import SessionOptions
 from .batcher import BatchOptions
 from .cost import BatchCost
-from .engine import Prepared, SplitEngine
+from .engine import Engine, Prepared, SplitEngine
 from .heads import HeadArchive, HeadStore
+from .whole import WholeEngine, has_whole
 
 _log = logging.getLogger(__name__)
 
+WHOLE = "whole"
+"""What stands for a cut's name where the model is not cut."""
+
 
 @dataclass(frozen=True)
-class LoadedTail:
-    """One cut's tail, and what its runs cost here."""
+class Loaded:
+    """A graph that is ready to run, and what its runs cost here."""
 
-    engine: SplitEngine
+    name: str
+    """The cut's name, or `WHOLE`."""
+    engine: Engine
     cost: BatchCost
 
 
@@ -45,8 +51,10 @@ class Model:
     """A bundle whose tails are loaded and have reproduced their golden vectors on this machine."""
 
     bundle: Bundle
-    tails: tuple[LoadedTail, ...]
+    tails: tuple[Loaded, ...]
     """One for each cut, in the order of the manifest."""
+    whole: Loaded | None
+    """The uncut model, where the bundle brings it to the server."""
     head: HeadArchive | None
     """The device's half to hand out, where the bundle has it."""
     path: Path
@@ -80,24 +88,29 @@ class Loader:
             GoldenError: this machine does not give the answers that the bundle was made with.
         """
         bundle = _open(path)
-        codecs = frame_codecs(bundle, self.limits)
-        tails = [
-            self._learned(bundle, SplitEngine(codec, Tail(bundle, codec.cut, self.session)), len(codecs))
-            for codec in codecs
-        ]
+        tails = [self._tail(bundle, codec) for codec in frame_codecs(bundle, self.limits)]
+        whole = self._whole(bundle) if has_whole(bundle.manifest) else None
         head = self.heads.make(bundle) if Half.DEVICE in bundle.halves else None
-        best = ", ".join(f"{tail.engine.codec.cut.name}: {tail.cost.best_batch}" for tail in tails)
+        best = ", ".join(f"{one.name}: {one.cost.best_batch}" for one in (*tails, *filter(None, [whole])))
         _log.info("model %s is loaded: bundle %s, best batch sizes: %s", bundle.manifest.name, bundle.digest, best)
-        return Model(bundle, tuple(tails), head, path)
+        return Model(bundle, tuple(tails), whole, head, path)
 
-    def _learned(self, bundle: Bundle, engine: SplitEngine, cuts: int) -> LoadedTail:
-        cost = BatchCost(self.batch.max_batch)
-        cut = engine.codec.cut
+    def _tail(self, bundle: Bundle, codec: FrameCodec) -> Loaded:
+        cut = codec.cut
+        engine = SplitEngine(codec, Tail(bundle, cut, self.session))
         golden = load_arrays(bundle, cut.golden_tail)
         sample = Prepared(tuple(golden[f"symbols/0/{i}"] for i in range(len(cut.crossing))), 0)
-        if self.batch.learn_s:
-            cost.learn(lambda frames: engine.run([sample] * frames), self.batch.learn_s / cuts)
-        return LoadedTail(engine, cost)
+        return Loaded(cut.name, engine, self._learned(engine, sample))
+
+    def _whole(self, bundle: Bundle) -> Loaded:
+        engine = WholeEngine(bundle, self.limits, self.session)
+        return Loaded(WHOLE, engine, self._learned(engine, engine.sample()))
+
+    def _learned(self, engine: Engine, sample: Prepared | None) -> BatchCost:
+        cost = BatchCost(self.batch.max_batch, self.batch.max_run_s)
+        if sample is not None and self.batch.learn_s:
+            cost.learn(lambda frames: engine.run([sample] * frames), self.batch.learn_s)
+        return cost
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -22,6 +23,7 @@ from ..runtime.wire import frame_from_wire, reply_to_wire, wanted_from_wire
 from .heads import HeadArchive
 from .health import SERVICE_NAME as HEALTH
 from .health import Health
+from .oip import OpenInference
 from .plane import DataPlane
 from .repository import Model
 from .security import client_of
@@ -36,8 +38,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SplitInference"].full_name
 class SplitService(split_pb2_grpc.SplitInferenceServicer):
     """The servicer. Keeps track of the streams that are open, so that they can be drained."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, max_stream_s: float = 0.0) -> None:
         self._plane = plane
+        self._max_stream_s = max_stream_s
         self._streams: set[DeviceStream] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -75,6 +78,9 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
             client.check(request.model)
             served = self._plane.catalogue.find(request.model, require_digest(request.bundle))
             frame, wanted = frame_from_wire(request.frame), wanted_from_wire(request.answer)
+            left_s = context.time_remaining()
+            if left_s is not None and not frame.deadline_ms:
+                frame = replace(frame, deadline_ms=max(1, round(left_s * 1e3)))
             reply = await self._plane.infer(served, frame, wanted, client)
             if reply.error is not None:
                 raise reply.error
@@ -89,14 +95,15 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
                 if self._plane.draining:
                     raise DrainingError("the server is going down; connect again, elsewhere or later")
                 with self._counted(stream), self._plane.catalogue.using(stream.served):
-                    await stream.serve()
+                    await stream.serve(self._max_stream_s)
 
     async def drain(self) -> None:
-        """Take no new frame, tell every stream, and wait until the last has ended."""
-        self._plane.draining = True
+        """Take no new frame, tell every stream, and wait until the last has ended and every call has its answer."""
+        self._plane.drain_begun.set()
         for stream in self._streams:
             stream.drain()
         await self._idle.wait()
+        await self._plane.idle()
 
     @contextmanager
     def _counted(self, stream: DeviceStream) -> Iterator[None]:
@@ -110,8 +117,9 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
                 self._idle.set()
 
 
-def add_services(server: grpc.aio.Server, service: SplitService, health: Health) -> None:
-    """Register the split service, health and reflection."""
+def add_services(server: grpc.aio.Server, service: SplitService, open_inference: OpenInference, health: Health) -> None:
+    """Register the split service, the Open Inference Protocol, health and reflection."""
+    open_inference.register(server)
     split_pb2_grpc.add_SplitInferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health.register(server)
     reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
@@ -125,7 +133,7 @@ def _head_of(model: Model) -> HeadArchive:
 
 def _describe(model: Model) -> pb.ModelDescription:
     cuts = [_describe_cut(cut) for cut in model.bundle.manifest.cuts]
-    return pb.ModelDescription(name=model.name, bundle=model.digest, cuts=cuts)
+    return pb.ModelDescription(name=model.name, bundle=model.digest, cuts=cuts, whole=model.whole is not None)
 
 
 def _describe_cut(cut: Cut) -> pb.CutDescription:

@@ -31,9 +31,14 @@ async def ending(context: Context) -> AsyncIterator[None]:
         await abort(context, error)
     except grpc.aio.AbortError:
         raise
-    except Exception:  # noqa: BLE001 - logged here, and kept from strangers
-        _log.exception("a call of %s failed in a way that has no error of its own", context.peer())
-        await abort(context, InternalError("the server failed on this call; its log says why"))
+    except Exception as error:  # noqa: BLE001 - logged there, and kept from strangers
+        await abort(context, public(error))
+
+
+def public(error: Exception) -> InternalError:
+    """What strangers are told of an error that has no class of its own; the log is told everything."""
+    _log.error("a call failed in a way that has no error of its own", exc_info=error)
+    return InternalError("the server failed on this; its log says why")
 
 
 async def abort(context: Context, error: NarrowsError) -> NoReturn:

@@ -15,12 +15,14 @@ from graphs import CHANNELS, SIDE, GraphBuilder, random_models, residual
 from hypothesis import HealthCheck, given, settings
 from narrows.partitioner import Quantiser, cut_model, list_cuts
 from narrows.partitioner.batch import with_batch
-from narrows.partitioner.cuts import frontiers, separate
+from narrows.partitioner.cuts import separate
 from narrows.partitioner.data import made_up_frames
 from narrows.partitioner.graph import view
 from narrows.partitioner.load import Model, normalise
-from narrows.partitioner.prove import Feeder, Runner, check_exact
-from narrows.partitioner.split import cross, split
+from narrows.partitioner.prove import Feeder, check_exact
+from narrows.partitioner.runner import Runner
+from narrows.partitioner.search import frontiers
+from narrows.partitioner.split import split
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.errors import BundleError, CutError, ModelError, SourceError, UnknownTensorError, UsageError
 from narrows.runtime.halves import Head, Tail
@@ -58,18 +60,14 @@ def whole(path: Path, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(proto=random_models(7))
-def test_every_cut_of_a_random_graph_recomposes(tmp_path_factory: pytest.TempPathFactory, proto: Any) -> None:
-    folder = tmp_path_factory.mktemp("random")
+def test_every_cut_of_a_random_graph_recomposes(proto: onnx.ModelProto) -> None:
     graph = view(Model("random", normalise(proto, "random")))
     data = made_up_frames(proto, True, 2)
     feeder = Feeder(graph.inputs, True)
-    runner = Runner(save(proto, folder / "whole.onnx"), "disabled")
+    whole = Runner(proto, level="disabled")
     for names in frontiers(graph, 3):
-        separation = separate(graph, names)
-        halves = split(graph, separation, cross(graph, separation, {}))
-        head = Runner(save(halves.head, folder / "head.onnx"), "disabled")
-        tail = Runner(save(halves.tail, folder / "tail.onnx"), "disabled")
-        check_exact(runner, head, tail, feeder, data)
+        parts = split(graph, separate(graph, names), {})
+        assert check_exact(whole, [Runner(part, level="disabled") for part in parts.protos().values()], feeder, data)
 
 
 def test_the_bundle_says_what_it_is(bundle: Bundle) -> None:

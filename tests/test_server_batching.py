@@ -78,7 +78,14 @@ class Bench:
 
     def job(self, frame_id: int, value: int = 1, client: str = "a", deadline_ms: int = 0, length: int = 1) -> Job:
         tensors = (CodedTensor(bytes([value] * length)),)
-        return Job(Frame(frame_id, 0, 0, 0, 0, tensors, deadline_ms), Wanted(), Client(client), lambda _: None, length)
+        return Job(
+            Frame(frame_id, 0, 0, 0, 0, tensors, deadline_ms),
+            Wanted(),
+            Client(client),
+            lambda _: None,
+            length,
+            "bench/cut",
+        )
 
     def wait(self, count: int) -> None:
         with self._arrived:

@@ -226,9 +226,7 @@ def test_a_message_over_the_transports_cap_ends_the_call_and_not_the_server(
         assert client.reply().error is None
 
 
-def test_ids_in_flight_are_not_taken_twice(
-    server: ServerThread, bundle: Bundle, frames: Frames, gate: Gate
-) -> None:
+def test_ids_in_flight_are_not_taken_twice(server: ServerThread, bundle: Bundle, frames: Frames, gate: Gate) -> None:
     frame = frames.make(1, pictures(1)[0])
     with stream(server.address, hello(bundle)) as client:
         client.receive()

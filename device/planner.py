@@ -1,0 +1,192 @@
+"""Between the stages, which say how long everything took, and the policy, which has to know how long it will take."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..runtime.errors import UsageError
+from ..runtime.link import wire_bytes
+from ..runtime.manifest import Cut
+from .breaker import Breaker
+from .estimates import Duration, LinkEstimate
+from .outcome import LOCAL, Point
+from .policies import Candidate, Choice, Policy, View
+
+_FRAME_BYTES = 40
+"""Of a frame's message beside its payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class PowerModel:
+    """What a device draws, where it has no meter: a model, and said to be one.
+
+    The defaults are of the order of what is published for a Raspberry Pi 4 under load; measure your own board.
+    """
+
+    compute_w: float = 5.0
+    """While a graph or the coder runs."""
+    wait_w: float = 2.5
+    """While an answer is waited for."""
+    radio_w: float = 1.0
+    """In addition, while bytes leave."""
+
+    def __post_init__(self) -> None:
+        if min(self.compute_w, self.wait_w, self.radio_w) < 0:
+            raise UsageError("powers are not negative")
+
+
+class Planner:
+    """Keeps the estimates, asks the policy. Safe to use from several threads."""
+
+    def __init__(self, policy: Policy, cuts: Sequence[Cut], power: PowerModel | None = None) -> None:
+        """Begin with what the bundle's own table says.
+
+        Args:
+            policy: chooses.
+            cuts: those whose heads are loaded.
+            power: of this device.
+        """
+        self._policy = policy
+        self._power = power or PowerModel()
+        self._lock = threading.Lock()
+        self._head = {cut.name: Duration() for cut in cuts}
+        self._server = {cut.name: Duration() for cut in cuts}
+        points = [(Point("split", cut.name, q), cut.qualities[q]) for cut in cuts for q in range(len(cut.qualities))]
+        self._splits = [point for point, _ in points]
+        self._accuracy = {point: 1.0 if q.agreement is None else q.agreement for point, q in points}
+        self._bytes = {point: q.payload_bytes for point, q in points}
+        self._encode = {point: Duration() for point, _ in points}
+        self._heard_s = time.monotonic()
+        self._unheard_frames = 0
+        self._tried_s = 0.0
+        self.probes = 0
+        """Frames that were sent only to hear of the link."""
+        self.last_point: Point | None = None
+        """Of the last frame."""
+        self.local: Duration | None = None
+        """Of the whole model on the device; None where it has none."""
+        self.link = LinkEstimate()
+        self.link_spread = Duration()
+        self.breaker = Breaker()
+
+    def choose(self, preferred: Point, deadline_s: float | None, down_s: float, oldest_s: float) -> Choice:
+        """What to do with the next frame.
+
+        Args:
+            preferred: the user's own split point.
+            deadline_s: from its input to its answer.
+            down_s: for how long there has been no connection.
+            oldest_s: for how long the oldest frame on the link has been waiting.
+        """
+        with self._lock:
+            now = time.monotonic()
+            grace_s = deadline_s / 4 if deadline_s is not None else 1.0
+            sendable = down_s <= grace_s and self.breaker.allows(now)
+            splits = self._splits if sendable or self.local is None else []
+            view = View(
+                preferred=preferred if splits else LOCAL,
+                candidates=lambda: self._candidates(splits, oldest_s),
+                deadline_s=deadline_s,
+                unheard_s=now - max(self._heard_s, self._tried_s),
+                unheard_frames=self._unheard_frames,
+            )
+            choice = self._policy.choose(view)
+            self.last_point = choice.point
+            self.probes += choice.probe is not None
+            if choice.point.mode == "split" or choice.probe is not None:
+                self.breaker.sent(now)
+                self._tried_s, self._unheard_frames = now, 0
+            else:
+                self._unheard_frames += 1
+            return choice
+
+    def candidates(self) -> list[Candidate]:
+        """Every point with what is expected of it just now."""
+        with self._lock:
+            return self._candidates(self._splits, 0.0)
+
+    def head_took(self, cut: str, duration_s: float) -> None:
+        """A head has run."""
+        with self._lock:
+            self._head[cut].observe(duration_s)
+
+    def coder_took(self, point: Point, duration_s: float, payload_bytes: int) -> None:
+        """A frame was coded."""
+        with self._lock:
+            self._encode[point].observe(duration_s)
+            self._bytes[point] += (payload_bytes - self._bytes[point]) / 4
+
+    def local_took(self, duration_s: float) -> None:
+        """The whole model has run on the device."""
+        with self._lock:
+            if self.local is not None:
+                self.local.observe(duration_s)
+
+    def answered(self, cut: str, sent_bytes: int, link_s: float, server_s: float, *, in_time: bool) -> None:
+        """A reply came.
+
+        Args:
+            cut: whose tail made it.
+            sent_bytes: bytes on the wire of the frame.
+            link_s: from sending to reply, without the server's time.
+            server_s: the server's own time.
+            in_time: before its frame's deadline.
+        """
+        with self._lock:
+            now = time.monotonic()
+            self.link_spread.observe(abs(link_s - self.link.expected_s(sent_bytes)))
+            self.link.observe(sent_bytes, link_s)
+            self._server[cut].observe(server_s)
+            self._heard_s = now
+            if in_time:
+                self.breaker.succeeded()
+            else:
+                self.breaker.failed(now)
+
+    def unanswered(self, sent_bytes: int, waited_s: float) -> None:
+        """A frame's time is over and no reply came."""
+        with self._lock:
+            self.link.observe_at_least(max(1, sent_bytes), waited_s)
+            self.breaker.failed(time.monotonic())
+
+    def _candidates(self, splits: Sequence[Point], oldest_s: float) -> list[Candidate]:
+        whole = [] if self.local is None else [self._whole(self.local)]
+        return [*(self._split(point, oldest_s) for point in splits), *whole]
+
+    def _split(self, point: Point, oldest_s: float) -> Candidate:
+        assert point.cut is not None
+        sent = wire_bytes(round(self._bytes[point]) + _FRAME_BYTES)
+        head, encode, server = self._head[point.cut], self._encode[point], self._server[point.cut]
+        link_s = self.link.expected_s(sent)
+        # A frame that has been out for longer than any should be says that the link is slower than it was.
+        link_s += max(0.0, oldest_s - link_s - server.mean_s - 3 * self.link_spread.mean_s)
+        compute_s = head.mean_s + encode.mean_s
+        power = self._power
+        return Candidate(
+            point,
+            latency_s=compute_s + link_s + server.mean_s,
+            device_s=compute_s,
+            server_s=server.mean_s,
+            spread_s=head.spread_s + encode.spread_s + server.spread_s + self.link_spread.mean_s,
+            wire_bytes=sent,
+            accuracy=self._accuracy[point],
+            energy_j=power.compute_w * compute_s
+            + power.wait_w * (link_s + server.mean_s)
+            + power.radio_w * sent * self.link.byte_s,
+        )
+
+    def _whole(self, local: Duration) -> Candidate:
+        took_s = local.mean_s
+        return Candidate(
+            LOCAL,
+            latency_s=took_s,
+            device_s=took_s,
+            server_s=0.0,
+            spread_s=local.spread_s,
+            wire_bytes=0.0,
+            accuracy=1.0,
+            energy_j=self._power.compute_w * took_s,
+        )

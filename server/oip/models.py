@@ -1,0 +1,177 @@
+"""A served bundle as the models of the Open Inference Protocol.
+
+Each bundle shows up as one or two models:
+
+    NAME         the uncut model, where the bundle brings it: the model's own inputs and outputs
+    NAME.split   its tails: one input, `FRAME`, a BYTES tensor `[batch, 1]` whose every element is one serialised
+                 `narrows.v1.InferRequest` (the bundle's digest stands in it, so halves cannot be mixed); the outputs
+                 are those that the cut of the frames leaves to the tail
+
+A version is the name of the bundle's folder or archive, or its digest; none means the current one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from ...protos import oip_pb2 as pb
+from ...protos import split_pb2
+from ...runtime.errors import FrameError, ModelNotFoundError, ShapeError
+from ...runtime.frame import CodedTensor, Frame, Mode, whole_frame
+from ...runtime.manifest import Manifest, TensorSpec
+from ...runtime.wire import frame_from_wire
+from ..catalogue import Catalogue, Served
+from ..clients import Client
+from .tensors import BYTES, Array, config_type_of, datatype_of
+
+FRAME = "FRAME"
+_SPLIT = ".split"
+_PLATFORM = "narrows"
+
+
+@dataclass(frozen=True, slots=True)
+class OipModel:
+    """One model of the protocol."""
+
+    served: Served
+    split: bool
+
+    @property
+    def name(self) -> str:
+        """As clients say it."""
+        return self.served.model.name + (_SPLIT if self.split else "")
+
+    @property
+    def version(self) -> str:
+        """Name of the bundle's folder or archive."""
+        return self.served.model.path.name
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's."""
+        return self.served.model.bundle.manifest
+
+    def frames(self, inputs: dict[str, Array | list[bytes]], deadline_ms: int) -> Sequence[Frame]:
+        """One frame for each element of the batch.
+
+        Raises:
+            FrameError: other inputs than the model's, or an element that is no frame of this bundle.
+            ShapeError: a shape that is not the model's.
+        """
+        if self.split:
+            return list(self._split_frames(inputs, deadline_ms))
+        return list(self._whole_frames(inputs, deadline_ms))
+
+    def metadata(self, versions: Sequence[str]) -> pb.ModelMetadataResponse:
+        """Names, types and shapes."""
+        batch = [-1] if self.manifest.batched else []
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        if self.split:
+            inputs = [tensor(name=FRAME, datatype=BYTES, shape=[-1, 1])]
+        else:
+            inputs = [
+                tensor(name=spec.name, datatype=datatype_of(spec.dtype), shape=batch + _dims(spec))
+                for spec in self.manifest.inputs
+            ]
+        specs = [output.tensor for output in self.manifest.outputs]
+        outputs = [tensor(name=s.name, datatype=datatype_of(s.dtype), shape=batch + _dims(s)) for s in specs]
+        return pb.ModelMetadataResponse(
+            name=self.name, versions=versions, platform=_PLATFORM, inputs=inputs, outputs=outputs
+        )
+
+    def config(self, max_batch: int) -> pb.ModelConfig:
+        """As Triton's clients know a model's configuration."""
+        if self.split:
+            inputs = [pb.ModelInput(name=FRAME, data_type=pb.TYPE_STRING, dims=[1])]
+        else:
+            inputs = [
+                pb.ModelInput(name=spec.name, data_type=config_type_of(spec.dtype), dims=_dims(spec))
+                for spec in self.manifest.inputs
+            ]
+        specs = [output.tensor for output in self.manifest.outputs]
+        outputs = [pb.ModelOutput(name=s.name, data_type=config_type_of(s.dtype), dims=_dims(s)) for s in specs]
+        return pb.ModelConfig(
+            name=self.name,
+            platform=_PLATFORM,
+            backend=_PLATFORM,
+            max_batch_size=max_batch if self.manifest.batched or self.split else 0,
+            input=inputs,
+            output=outputs,
+            dynamic_batching=pb.ModelDynamicBatching(),
+        )
+
+    def _split_frames(self, inputs: dict[str, Array | list[bytes]], deadline_ms: int) -> Iterator[Frame]:
+        elements = inputs.get(FRAME)
+        if len(inputs) != 1 or not isinstance(elements, list):
+            raise FrameError(f"{self.name!r} takes one input, {FRAME}, of BYTES [batch, 1]")
+        for number, element in enumerate(elements):
+            try:
+                request = split_pb2.InferRequest.FromString(element)
+            except DecodeError:
+                raise FrameError(f"element {number} of {FRAME} is no serialised narrows.v1.InferRequest") from None
+            if request.bundle != self.served.model.digest:
+                raise FrameError(
+                    f"element {number} is of bundle {request.bundle or 'none'}, "
+                    f"and {self.name!r} here is of {self.served.model.digest}"
+                )
+            request.frame.id = number
+            request.frame.deadline_ms = request.frame.deadline_ms or deadline_ms
+            yield frame_from_wire(request.frame)
+
+    def _whole_frames(self, inputs: dict[str, Array | list[bytes]], deadline_ms: int) -> Iterator[Frame]:
+        names = [spec.name for spec in self.manifest.inputs]
+        if set(inputs) != set(names):
+            raise FrameError(f"{self.name!r} takes {', '.join(names)}; {', '.join(inputs) or 'nothing'} came")
+        arrays = [inputs[name] for name in names]
+        if any(isinstance(array, list) for array in arrays):
+            raise FrameError(f"{self.name!r} takes no BYTES")
+        columns = [np.asarray(array) for array in arrays]
+        for spec, column in zip(self.manifest.inputs, columns, strict=True):
+            if column.dtype != np.dtype(spec.dtype):
+                raise ShapeError(
+                    f"{spec.name!r} takes {datatype_of(spec.dtype)}; {datatype_of(column.dtype.name)} came"
+                )
+        if not self.manifest.batched:
+            columns = [column[None] for column in columns]
+        if any(not column.ndim for column in columns) or len({len(column) for column in columns}) != 1:
+            raise ShapeError("the inputs are batches of different sizes")
+        for number, row in enumerate(zip(*columns, strict=True)):
+            coded = [CodedTensor(np.ascontiguousarray(array).tobytes(), array.shape) for array in row]
+            yield whole_frame(number, Mode.TENSORS, coded, deadline_ms)
+
+
+def all_models(catalogue: Catalogue, client: Client) -> list[OipModel]:
+    """Every model that a client may use, all versions."""
+    found = []
+    for served in catalogue:
+        if client.may_use(served.model.name):
+            found += [OipModel(served, split) for split in (False, True) if split or served.whole is not None]
+    return sorted(found, key=lambda model: (model.name, model.version))
+
+
+def find(catalogue: Catalogue, client: Client, name: str, version: str) -> OipModel:
+    """The model that a request names.
+
+    Raises:
+        PermissionDeniedError: the client's token does not cover it.
+        ModelNotFoundError: no such model or version, or the bundle does not bring its whole model here.
+    """
+    split = name.endswith(_SPLIT)
+    bundle = name.removesuffix(_SPLIT)
+    client.check(bundle)
+    catalogue.find(bundle)
+    for served in reversed(catalogue.versions(bundle)):
+        if version in ("", served.model.path.name, served.model.digest):
+            if not split and served.whole is None:
+                raise ModelNotFoundError(f"{bundle!r} is served split alone: ask for {bundle}{_SPLIT}")
+            return OipModel(served, split)
+    versions = ", ".join(served.model.path.name for served in catalogue.versions(bundle))
+    raise ModelNotFoundError(f"no version {version!r} of {bundle!r}; there are {versions}")
+
+
+def _dims(spec: TensorSpec) -> list[int]:
+    return [-1 if d is None else d for d in spec.shape]
