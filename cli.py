@@ -141,6 +141,9 @@ def serve(
     max_stream: Annotated[
         float, typer.Option(help="Seconds after which a stream is told to connect again, so that streams spread.")
     ] = 0.0,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Make OpenTelemetry spans; run it under opentelemetry-instrument.")
+    ] = False,
     metrics_port: Annotated[int | None, typer.Option(help="Port of Prometheus metrics and the status page.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine although nothing is encrypted.")
@@ -169,6 +172,7 @@ def serve(
         tokens=tokens,
         insecure=insecure,
         watch_s=watch,
+        tracing=otel,
         max_stream_s=max_stream,
         metrics_port=metrics_port,
         drain_s=drain,
