@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from .runtime.bundle import cache_folder
-from .runtime.codec import SymbolSpec, by_label, labels
+from .runtime.codec import SymbolSpec, by_label, kernel_status, labels
+from .runtime.codec.context import has_kernel
 from .runtime.errors import NarrowsError
 from .runtime.session import SessionOptions, open_session, runtime
 
@@ -42,6 +43,7 @@ def examine() -> Iterator[Finding]:
         "narrows", None, importlib.metadata.version("narrows") if _installed("narrows") else "from a checkout"
     )
     yield _try("onnx runtime", _run_a_graph, "install onnxruntime, or the wheel that fits your board")
+    yield Finding("context coder", True if has_kernel() else None, kernel_status())
     for label in labels():
         yield _try(f"coder {label}", lambda label=label: _round_trip(label), "reinstall narrows")  # type: ignore[misc]
     yield _try("grpc", lambda: importlib.import_module("grpc").__version__, "pip install grpcio")

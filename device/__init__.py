@@ -1,20 +1,30 @@
 """Bundle head and link in, outcomes out."""
 
-from .device import Device, DeviceOptions
+from .device import Device
 from .inputs import Input
+from .options import DeviceOptions
 from .outcome import Outcome, Point, Prediction
+from .planner import PowerModel
+from .policies import Adaptive, Neurosurgeon, Policy, Static
 from .run import run_source, save
 from .sources import open_source
+from .status import Status
 from .uplink import Counters
 
 __all__ = [
+    "Adaptive",
     "Counters",
     "Device",
     "DeviceOptions",
     "Input",
+    "Neurosurgeon",
     "Outcome",
     "Point",
+    "Policy",
+    "PowerModel",
     "Prediction",
+    "Static",
+    "Status",
     "open_source",
     "run_source",
     "save",

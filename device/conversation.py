@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -33,15 +33,17 @@ class Greeting:
     bundle: str
     """Digest of the manifest; the server's half must have the same."""
     wanted: Wanted
+    coders: tuple[str, ...] = field(default_factory=lambda: tuple(codec.labels()))
+    """Labels of the coders that frames may use, best first."""
 
     def to_wire(self) -> pb.ClientMessage:
-        """The greeting as a message, with the coders of this installation."""
+        """The greeting as a message."""
         return pb.ClientMessage(
             hello=pb.Hello(
                 protocol=PROTOCOL,
                 model=self.model,
                 bundle=self.bundle,
-                coders=codec.labels(),
+                coders=self.coders,
                 answer=wanted_to_wire(self.wanted),
             )
         )
@@ -92,7 +94,7 @@ class Conversation:
             for message in self._call:
                 yield self._event(message)
         except grpc.RpcError as error:
-            raise _reason(error, self.target) from None
+            raise reason(error, self.target) from None
         raise ServerUnavailableError(f"{self.target} ended the stream")
 
     def send(self, frame: Frame) -> int:
@@ -132,7 +134,7 @@ def with_time_left(frame: Frame, frame_id: int, left_s: float) -> Frame:
     return replace(frame, id=frame_id, deadline_ms=max(1, round(left_s * 1000)))
 
 
-def _reason(error: grpc.RpcError, target: str) -> NarrowsError:
+def reason(error: grpc.RpcError, target: str) -> NarrowsError:
     """Why a call failed: in the server's words where it is one of ours, in gRPC's where it is not."""
     status, details = error.code(), error.details() or ""
     metadata: Iterable[tuple[str, str | bytes]] = error.trailing_metadata() or ()  # type: ignore[assignment]

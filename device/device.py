@@ -4,68 +4,26 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
-from ..runtime.answer import Wanted
 from ..runtime.bundle import Bundle
-from ..runtime.errors import UsageError
-from ..runtime.frame import FrameCodec
-from ..runtime.halves import Head
-from ..runtime.link import LinkOptions
+from ..runtime.errors import BundleMismatchError, NarrowsError, UsageError
 from ..runtime.manifest import Half
-from ..runtime.session import SessionOptions
-from .conversation import Greeting
-from .estimates import Duration
+from .engine import Engine, check_replaceable
 from .inputs import Value, as_input
-from .local import LocalModel
-from .outcome import Outcome, Point, Tally
+from .live import Intake
+from .options import DeviceOptions
+from .outcome import Outcome, Tally
 from .pipeline import Journey, Pipeline
-from .planner import Planner, PowerModel
-from .policies import Policy, Static
-from .predictions import Reader
+from .planner import Planner
 from .sources import open_source
-from .stages import CutParts, Stages
-from .uplink import Counters, Uplink, UplinkOptions
+from .status import Status
+from .uplink import Counters
+from .window import Window
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceOptions:
-    """How a device works."""
-
-    cut: str | None = None
-    """Name of the bundle's cut to split at; its first where none is given."""
-    quality: int | None = None
-    """Quality of frames that name none; the cut's best where none is given."""
-    wanted: Wanted = field(default_factory=Wanted)
-    """Full output tensors, or the best classes alone."""
-    policy: Policy = field(default_factory=Static)
-    """Chooses each frame's operating point."""
-    deadline_ms: float | None = None
-    """When an answer is due, from the input being there. Where the bundle carries a whole model for the device, that
-    answers what the server does not in time; otherwise the frame ends in an error then."""
-    fallback: bool = True
-    """Let the bundle's whole model, where there is one, answer what no server does."""
-    timeout_s: float = 10.0
-    """A frame that has no answer by then ends in an error, or, with a fallback, on the device."""
-    stall_s: float | None = None
-    """Silence of a server that owes an answer, after which the connection is made anew and what it owes is sent again;
-    a fifth of `timeout_s` where none is given."""
-    window: int = 8
-    """Frames between their input and the caller, at most."""
-    session: SessionOptions = field(default_factory=SessionOptions)
-    link: LinkOptions = field(default_factory=LinkOptions)
-    power: PowerModel = field(default_factory=PowerModel)
-    """What the policy reckons energy with."""
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise UsageError(f"a window of {self.window} frames is none; give 1 or more")
-        if self.timeout_s <= 0 or (self.stall_s is not None and self.stall_s <= 0):
-            raise UsageError("timeouts must be positive")
-        if self.deadline_ms is not None and self.deadline_ms <= 0:
-            raise UsageError(f"a deadline of {self.deadline_ms} ms is over before it begins")
+Arrived = Callable[[Journey, Outcome], None]
 
 
 class Device:
@@ -94,40 +52,25 @@ class Device:
             UsageError: a server's address is none.
         """
         self.options = options or DeviceOptions()
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, Half.DEVICE)
+        self._servers = (server,) if isinstance(server, str) else tuple(server)
         self._open = False
-        servers = (server,) if isinstance(server, str) else tuple(server)
-        manifest = self.bundle.manifest
-        timeout_s = self.options.timeout_s
-        self._uplink = Uplink(
-            servers,
-            Greeting(manifest.name, self.bundle.digest, self.options.wanted),
-            UplinkOptions(timeout_s, self.options.stall_s or timeout_s / 5, link=self.options.link),
-        )
-        self._default_cut = manifest.cut(self.options.cut)[1]
-        self._stages = self._load()
+        self._engine = self._make(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, Half.DEVICE))
         self.tally = Tally()
         """How frames ended so far."""
-        self._point(self.options.quality)
+        self.outdated = threading.Event()
+        """Set while a server refuses this bundle because it serves another version."""
+        self.swappable = False
+        """Somebody will `swap` an outdated bundle, so that streams go on meanwhile."""
 
-    def _load(self) -> Stages:
-        options, manifest = self.options, self.bundle.manifest
-        chosen = [self._default_cut] if isinstance(options.policy, Static) else manifest.cuts
-        halves = {
-            cut.name: CutParts(index, Head(self.bundle, cut, options.session), FrameCodec(self.bundle, index))
-            for index, cut in enumerate(manifest.cuts)
-            if cut in chosen
-        }
-        planner = Planner(options.policy, [half.head.cut for half in halves.values()], options.power)
-        local = LocalModel(self.bundle, options.session) if options.fallback and manifest.local else None
-        if local is not None:
-            planner.local = Duration(local.first_s)
-        return Stages(halves, Reader(manifest, options.wanted), self._uplink, planner, options.timeout_s, local)
+    def _make(self, bundle: Bundle) -> Engine:
+        return Engine(bundle, self._servers, self.options, self._refused)
+
+    def _refused(self, error: NarrowsError) -> None:
+        if isinstance(error, BundleMismatchError):
+            self.outdated.set()
 
     def __enter__(self) -> Device:
-        self._uplink.open()
-        if self._stages.fallback is not None:
-            self._stages.fallback.open()
+        self._engine.open()
         self._open = True
         return self
 
@@ -138,19 +81,59 @@ class Device:
         """Let go of the connection; frames under way end in an error."""
         if self._open:
             self._open = False
-            if self._stages.fallback is not None:
-                self._stages.fallback.close()
-            self._uplink.close()
+            self._engine.close()
+
+    @property
+    def bundle(self) -> Bundle:
+        """What new frames run through."""
+        return self._engine.bundle
 
     @property
     def planner(self) -> Planner:
         """What is expected of the link and of every operating point."""
-        return self._stages.planner
+        return self._engine.stages.planner
 
     @property
     def counters(self) -> Counters:
-        """What happened on the link so far."""
-        return self._uplink.counters
+        """What happened on the link, since the bundle was opened."""
+        return self._engine.uplink.counters
+
+    def status(self) -> Status:
+        """How things are just now; cheap enough to be asked ten times a second."""
+        engine = self._engine
+        planner = engine.stages.planner
+        return Status(
+            connected=engine.uplink.down_s() == 0,
+            down_s=engine.uplink.down_s(),
+            breaker=planner.breaker.state,
+            goodput_bps=planner.link.goodput_bps if planner.link.samples else None,
+            delay_ms=planner.link.delay_s * 1000 if planner.link.samples else None,
+            last_point=planner.last_point,
+            server=self.tally.server,
+            local=self.tally.local,
+            rescued=self.tally.rescued,
+            errors=self.tally.errors.total(),
+            dropped=self.tally.dropped,
+            late=engine.uplink.counters.late,
+            resent=engine.uplink.counters.resent,
+            connections=engine.uplink.counters.connections,
+        )
+
+    def swap(self, bundle: Bundle) -> None:
+        """Replace the bundle between two frames; streams go on. Returns when the old bundle's frames have ended.
+
+        Raises:
+            BundleError: this machine does not reproduce the new bundle; the old one stays.
+            UsageError: it takes other inputs.
+        """
+        self._check_open()
+        check_replaceable(self.bundle.manifest, bundle.manifest)
+        new, old = self._make(bundle), self._engine
+        new.open()
+        self._engine = new
+        self.outdated.clear()
+        old.wait_idle(self.options.timeout_s)
+        old.close()
 
     def stream(
         self, frames: Iterable[Value] | str | os.PathLike[str], *, quality: int | None = None
@@ -172,14 +155,25 @@ class Device:
             SourceError: nothing at the path.
         """
         self._check_open()
-        point = self._point(quality)
+        self._engine.point(quality)
+        values = self._values(frames)
+        return self._outcomes(values, quality)
+
+    def _outcomes(self, values: Iterator[Value], quality: int | None) -> Iterator[Outcome]:
+        options = self.options
+        intake = None if options.drop == "block" else Intake(values, options.drop, self.tally.drop)
         pipeline = Pipeline(
-            begin=self._reader(frames, point),
-            stages=(self._stages.compute, self._stages.encode),
-            window=self.options.window,
-            fatal=lambda: self._uplink.fatal,
+            begin=self._reader(intake or values, quality),
+            stages=(_compute, _encode),
+            window=Window(options.window),
+            carriers=options.window,
+            fatal=self._fatal,
         )
-        return pipeline.outcomes()
+        try:
+            yield from pipeline.outcomes()
+        finally:
+            if intake is not None:
+                intake.close()
 
     def infer(self, frame: Value, *, quality: int | None = None) -> Outcome:
         """One frame's outcome, by the shortest way: head and coder run in the calling thread.
@@ -193,46 +187,61 @@ class Device:
         """
         self._check_open()
         arrived: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        journey = self._reader([frame], self._point(quality))(0, lambda _, outcome: arrived.put(outcome))
-        for stage in (self._stages.compute, self._stages.encode):
+        journey = self._reader(iter([frame]), quality)(0, lambda _, outcome: arrived.put(outcome))
+        for stage in (_compute, _encode):
             if not journey.ended:
                 journey.do(stage)
         return arrived.get()
+
+    def warm_up(self, frames: Iterable[Value]) -> None:
+        """Run every graph on some frames and send nothing, so that a policy knows how long each takes.
+
+        Raises:
+            NarrowsError: a frame that the model does not take.
+        """
+        for index, frame in enumerate(frames):
+            self._engine.stages.warm_up(as_input(frame, f"frame {index}", self.bundle.manifest))
 
     def _check_open(self) -> None:
         if not self._open:
             raise UsageError("the device is not open; use it as `with Device(…) as device:`")
 
-    def _point(self, quality: int | None) -> Point:
-        cut = self._default_cut
-        wanted = quality if quality is not None else self.options.quality
-        chosen = len(cut.qualities) - 1 if wanted is None else wanted
-        cut.check_quality(chosen)
-        return Point("split", cut.name, chosen)
+    def _fatal(self) -> NarrowsError | None:
+        """Why no further frame can be answered, where nothing will change that."""
+        error = self._engine.uplink.fatal
+        return None if self.swappable and isinstance(error, BundleMismatchError) else error
 
-    def _reader(
-        self, frames: Iterable[Value] | str | os.PathLike[str], point: Point
-    ) -> Callable[[int, Callable[[Journey, Outcome], None]], Journey]:
-        """What reads the next frame and makes a journey of it."""
-        manifest, deadline_ms = self.bundle.manifest, self.options.deadline_ms
+    def _values(self, frames: Iterable[Value] | str | os.PathLike[str]) -> Iterator[Value]:
         if isinstance(frames, (str, os.PathLike)):
-            values: Iterator[Value] = open_source(os.fspath(frames), manifest)
-        else:
-            values = iter(frames)
+            return open_source(os.fspath(frames), self.bundle.manifest)
+        return iter(frames)
 
-        def begin(index: int, arrived: Callable[[Journey, Outcome], None]) -> Journey:
+    def _reader(self, values: Iterator[Value], quality: int | None) -> Callable[[int, Arrived], Journey]:
+        """What reads the next frame and makes a journey of it.
+
+        Raises:
+            QualityError: no such quality.
+        """
+        self._engine.point(quality)
+        manifest, deadline_ms = self.bundle.manifest, self.options.deadline_ms
+
+        def begin(index: int, arrived: Arrived) -> Journey:
             began = time.monotonic()
             taken = as_input(next(values), f"frame {index}", manifest)
             there = time.monotonic()
+            engine = self._engine
+            engine.enter()
 
             def ended(journey: Journey, outcome: Outcome) -> None:
+                engine.leave()
                 self.tally.count(outcome)
                 arrived(journey, outcome)
 
             return Journey(
                 index=index,
                 input=taken,
-                point=point,
+                engine=engine,
+                point=engine.point(quality),
                 began=there,
                 ms={"source": (there - began) * 1000},
                 arrived=ended,
@@ -240,3 +249,11 @@ class Device:
             )
 
         return begin
+
+
+def _compute(journey: Journey) -> None:
+    journey.engine.compute(journey)
+
+
+def _encode(journey: Journey) -> None:
+    journey.engine.encode(journey)

@@ -73,6 +73,10 @@ class LinkEmulator:
         """The schedule's time."""
         return time.monotonic() - self._began
 
+    def restart(self) -> None:
+        """Begin the schedule anew, now; connections stay."""
+        self._began = time.monotonic()
+
     def cut(self) -> None:
         """Break every connection off, as a router that restarts does; new ones are taken."""
         self._loop.call_soon_threadsafe(self._cut)
@@ -131,15 +135,16 @@ class LinkEmulator:
         rate_bps = self._schedule.at(self.time_s).rate_bps
         return int(min(_MOST_BYTES, max(SEGMENT_BYTES, rate_bps / 8 * _SLICE_S)))
 
-    def passage(self, free_s: float, size_bytes: int, alone: bool) -> tuple[float, float]:
-        """When a piece has left and when it arrives, in the schedule's time.
+    def passage(self, free: float, size_bytes: int, alone: bool) -> tuple[float, float]:
+        """When a piece has left and when it arrives, on `time.monotonic`'s clock.
 
         Args:
-            free_s: when what came before it has left.
+            free: when what came before it has left.
             size_bytes: of the piece.
             alone: nothing is queued behind it.
         """
-        left_s = self._schedule.sent_by(max(free_s, self.time_s), size_bytes)
+        begins_s = max(free, time.monotonic()) - self._began
+        left_s = self._schedule.sent_by(begins_s, size_bytes)
         if left_s == float("inf"):
             return left_s, left_s
         state = self._schedule.at(left_s)
@@ -147,7 +152,7 @@ class LinkEmulator:
         segments = -(-size_bytes // SEGMENT_BYTES)
         if state.loss and self._draw.random() < 1 - (1 - state.loss) ** segments:
             arrives_s += max(_RTO_S if alone else 0.0, 2 * state.delay_s)
-        return left_s, arrives_s
+        return self._began + left_s, self._began + arrives_s
 
 
 class _Direction:
@@ -168,23 +173,23 @@ class _Direction:
             group.create_task(self._give())
 
     async def _take(self) -> None:
-        free_s = arrived_s = 0.0
+        free = arrived = 0.0
         while data := await self._reader.read(self._link.slice_bytes()):
-            free_s, arrives_s = self._link.passage(free_s, len(data), self._under_way.empty())
-            arrived_s = max(arrived_s, arrives_s)
-            self._under_way.put_nowait((arrived_s, data))
+            free, arrives = self._link.passage(free, len(data), self._under_way.empty())
+            arrived = max(arrived, arrives)
+            self._under_way.put_nowait((arrived, data))
             self._queued_bytes += len(data)
             while self._queued_bytes > _QUEUED_BYTES:
                 self._room.clear()
                 await self._room.wait()
-        self._under_way.put_nowait((arrived_s, b""))
+        self._under_way.put_nowait((arrived, b""))
 
     async def _give(self) -> None:
         while True:
-            arrives_s, data = await self._under_way.get()
-            if arrives_s == float("inf"):
+            arrives, data = await self._under_way.get()
+            if arrives == float("inf"):
                 await asyncio.Event().wait()  # until the connection is cut
-            await asyncio.sleep(max(0.0, arrives_s - self._link.time_s))
+            await asyncio.sleep(max(0.0, arrives - time.monotonic()))
             if not data:
                 with contextlib.suppress(OSError):
                     self._writer.write_eof()

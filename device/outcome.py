@@ -103,6 +103,13 @@ class Tally:
         """Of these, the frames that had been sent to a server first."""
         self.errors: Counter[str] = Counter()
         """By code."""
+        self.dropped = 0
+        """Inputs that the user's drop policy let go; they have no outcome."""
+
+    def drop(self) -> None:
+        """Count an input that was let go."""
+        with self._lock:
+            self.dropped += 1
 
     def count(self, outcome: Outcome) -> None:
         """Take an outcome in."""

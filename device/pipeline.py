@@ -14,18 +14,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..runtime.errors import NarrowsError
 from ..runtime.halves import Features
 from .inputs import Input
 from .outcome import Outcome, Point
 from .uplink import Parcel
+from .window import Window
 
 log = logging.getLogger(__name__)
 
 _JOIN_S = 5.0
 """How long `close` waits for a carrier: its source may be blocked in a camera's driver."""
+
+
+class Worker(Protocol):
+    """The stages that a frame goes through; each may raise the `NarrowsError` that the frame ends in."""
+
+    def compute(self, journey: Journey) -> None:
+        """The first stage."""
+        ...
+
+    def encode(self, journey: Journey) -> None:
+        """The second."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +47,8 @@ class Journey:
 
     index: int
     input: Input
+    engine: Worker
+    """What it goes through: that of its beginning, whatever comes after."""
     point: Point
     began: float
     """When the input was there, on `time.monotonic`'s clock."""
@@ -116,7 +131,8 @@ class Pipeline:
         self,
         begin: Callable[[int, Callable[[Journey, Outcome], None]], Journey],
         stages: Sequence[Callable[[Journey], None]],
-        window: int,
+        window: Window,
+        carriers: int,
         fatal: Callable[[], NarrowsError | None],
     ) -> None:
         """Prepare; threads start with `outcomes`.
@@ -124,13 +140,14 @@ class Pipeline:
         Args:
             begin: reads the next input (StopIteration after the last) and makes a journey of it.
             stages: what is done with it, in order. Its outcome may come later than its last stage.
-            window: frames between their input and the caller, at most.
+            window: how many frames may be between their input and the caller.
+            carriers: threads, at most.
             fatal: why no further frame can be answered, where that is so.
         """
         self._begin = begin
         self._stages = [(Turnstile(), stage) for stage in stages]
         self._fatal = fatal
-        self._permits = threading.Semaphore(window)
+        self._window = window
         self._source = threading.Lock()
         self._taken = 0
         self._stopped = False
@@ -141,7 +158,7 @@ class Pipeline:
         self._fault: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._carry, name=f"narrows-carrier-{n}", daemon=True)
-            for n in range(min(window, len(stages) + 2))
+            for n in range(min(carriers, len(stages) + 2))
         ]
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -156,7 +173,7 @@ class Pipeline:
             thread.start()
         try:
             while (outcome := self._next()) is not None:
-                self._permits.release()
+                self._window.release()
                 yield outcome
             if self._fault is not None:
                 raise self._fault
@@ -166,7 +183,7 @@ class Pipeline:
     def close(self) -> None:
         """Stop taking inputs, and wait for the threads."""
         self._stopped = True
-        self._permits.release(len(self._threads))
+        self._window.open()
         for thread in self._threads:
             thread.join(_JOIN_S)
             if thread.is_alive():
@@ -182,6 +199,8 @@ class Pipeline:
             return self._outcomes.pop(self._awaited - 1)
 
     def _arrived(self, journey: Journey, outcome: Outcome) -> None:
+        if outcome.error is None:
+            self._window.observe(outcome.ms, outcome.point)
         with self._arrival:
             self._outcomes[journey.index] = outcome
             if journey.index == self._awaited:
@@ -203,7 +222,7 @@ class Pipeline:
 
     def _take(self) -> Journey | None:
         """The next frame, once there is room for it; None when there is none, or none is wanted any more."""
-        self._permits.acquire()
+        self._window.acquire()
         with self._source:
             if self._stopped:
                 return None
@@ -223,4 +242,4 @@ class Pipeline:
     def _leave(self, fault: BaseException | None) -> None:
         self._fault = fault
         self._stopped = True
-        self._permits.release(len(self._threads))
+        self._window.open()

@@ -64,6 +64,8 @@ class Planner:
         self._tried_s = 0.0
         self.probes = 0
         """Frames that were sent only to hear of the link."""
+        self.last_point: Point | None = None
+        """Of the last frame."""
         self.local: Duration | None = None
         """Of the whole model on the device; None where it has none."""
         self.link = LinkEstimate()
@@ -92,6 +94,7 @@ class Planner:
                 unheard_frames=self._unheard_frames,
             )
             choice = self._policy.choose(view)
+            self.last_point = choice.point
             self.probes += choice.probe is not None
             if choice.point.mode == "split" or choice.probe is not None:
                 self.breaker.sent(now)
@@ -165,6 +168,8 @@ class Planner:
         return Candidate(
             point,
             latency_s=compute_s + link_s + server.mean_s,
+            device_s=compute_s,
+            server_s=server.mean_s,
             spread_s=head.spread_s + encode.spread_s + server.spread_s + self.link_spread.mean_s,
             wire_bytes=sent,
             accuracy=self._accuracy[point],
@@ -174,4 +179,14 @@ class Planner:
         )
 
     def _whole(self, local: Duration) -> Candidate:
-        return Candidate(LOCAL, local.mean_s, local.spread_s, 0.0, 1.0, self._power.compute_w * local.mean_s)
+        took_s = local.mean_s
+        return Candidate(
+            LOCAL,
+            latency_s=took_s,
+            device_s=took_s,
+            server_s=0.0,
+            spread_s=local.spread_s,
+            wire_bytes=0.0,
+            accuracy=1.0,
+            energy_j=self._power.compute_w * took_s,
+        )

@@ -24,6 +24,10 @@ class Candidate:
     point: Point
     latency_s: float
     """Expected, from the input to the answer."""
+    device_s: float
+    """Of this, what the device computes."""
+    server_s: float
+    """Of this, what the server takes."""
     spread_s: float
     """Mean deviation of that."""
     wire_bytes: float

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ..runtime.answer import Array, Form, Wanted
+from ..runtime.answer import Array
 from ..runtime.bundle import Bundle
 from ..runtime.errors import UsageError
-from ..runtime.session import SessionOptions
-from .device import Device, DeviceOptions
+from .device import Device
+from .options import DeviceOptions
 from .outcome import Outcome
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -22,29 +22,20 @@ _NAME_LENGTH = 100
 
 def run_source(
     bundle: Bundle,
-    server: str,
+    server: str | Iterable[str],
     source: str | Path,
+    options: DeviceOptions | None = None,
     *,
-    cut: str | None = None,
-    quality: int | None = None,
-    timeout_s: float = 10.0,
-    threads: int = 0,
-    window: int = 8,
     save_outputs: Path | None = None,
 ) -> Iterator[Outcome]:
     """Stream a source through a bundle and a server.
 
     Args:
         bundle: its device half at least.
-        server: "host:port".
+        server: "host:port", or several.
         source: what `sources.open_source` takes.
-        cut: the bundle's cut to split at; its first by default.
-        quality: 0 is the smallest payload; the best by default.
-        timeout_s: a frame without an answer by then ends in an error.
-        threads: threads that the head may use; 0 for one a core.
-        window: frames under way at once, at most.
-        save_outputs: a folder for the raw outputs, one `.npz` a frame. Without it the best classes alone are asked
-            for, where the model is a classifier.
+        options: how to work.
+        save_outputs: a folder for the raw outputs, one `.npz` a frame; `options.wanted` has to ask for them.
 
     Yields:
         One outcome a frame, in order.
@@ -53,14 +44,6 @@ def run_source(
         SourceError: nothing at `source`.
         NarrowsError: what `Device` and `Device.stream` raise.
     """
-    options = DeviceOptions(
-        cut=cut,
-        quality=quality,
-        timeout_s=timeout_s,
-        wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP),
-        window=window,
-        session=SessionOptions(threads=threads),
-    )
     with Device(bundle, server, options) as device:
         for outcome in device.stream(source):
             if save_outputs is not None and outcome.error is None:

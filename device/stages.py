@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..runtime.answer import Reply
-from ..runtime.errors import DrainingError, InternalError, LinkError, NarrowsError, ShapeError
+from ..runtime.answer import Array, Reply
+from ..runtime.bundle import Bundle
+from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
 from ..runtime.frame import FrameCodec
-from ..runtime.halves import Features, Head
-from ..runtime.session import graph_errors
+from ..runtime.halves import Features, Final, Head
+from ..runtime.session import SessionOptions, graph_errors
 from .fallback import Fallback
+from .inputs import Input
 from .local import LocalModel
 from .outcome import LOCAL, Point
 from .pipeline import Journey
@@ -24,7 +26,7 @@ from .uplink import Parcel, Uplink
 
 log = logging.getLogger(__name__)
 
-_FORGIVEN = (LinkError, DrainingError, InternalError)
+_FORGIVEN = (LinkError, DrainingError, InternalError, BundleMismatchError)
 """What the whole model on the device makes up for; any other error is the frame's own."""
 
 
@@ -35,6 +37,30 @@ class CutParts:
     index: int
     head: Head
     codec: FrameCodec
+    final: Final | None = None
+    """Of a three-way cut: what makes the model's outputs of the server's answer."""
+
+    @classmethod
+    def load(cls, bundle: Bundle, index: int, options: SessionOptions) -> CutParts:
+        """Load the device's graphs of a cut, and try them on the golden frame.
+
+        Raises:
+            BundleError: ONNX Runtime refuses a graph.
+            GoldenError: this machine does not reproduce it.
+        """
+        cut = bundle.manifest.cuts[index]
+        final = Final(bundle, cut, options) if cut.final is not None else None
+        return cls(index, Head(bundle, cut, options), FrameCodec(bundle, index), final)
+
+    def finish(self, features: Features, answer: Mapping[str, Array], quality: int) -> Mapping[str, Array]:
+        """All of the model's outputs that are known once the server has answered.
+
+        Raises:
+            ShapeError: the answer is not one that this cut's server gives.
+        """
+        if self.final is None:
+            return {**features.outputs, **answer}
+        return self.final.run(features, answer, quality)
 
 
 @dataclass(slots=True)
@@ -86,6 +112,20 @@ class Stages:
             self.fallback.guard(journey, journey.deadline)
         self.uplink.send(journey.parcel)
 
+    def warm_up(self, frame: Input) -> None:
+        """Run every graph once, and tell the planner how long it took.
+
+        Raises:
+            NarrowsError: the input's own error, or a shape that the graph does not take.
+        """
+        if frame.error is not None:
+            raise frame.error
+        journey = Journey(0, frame, self, LOCAL, time.monotonic(), {}, lambda _journey, _outcome: None)
+        for name in self.halves:
+            self._head(journey, Point("split", name, 0))
+        if self.local is not None:
+            self._answer_locally(journey)
+
     def _choose(self, journey: Journey) -> Choice:
         deadline_s = None if journey.deadline is None else journey.deadline - journey.began
         return self.planner.choose(journey.point, deadline_s, self.uplink.down_s(), self.uplink.oldest_s())
@@ -135,7 +175,10 @@ class Stages:
         if isinstance(result, Reply) and error is None:
             self._measure(journey, point, parcel, result)
             try:
-                outputs, top = self.reader.read({**features.outputs, **result.outputs}, result.top)
+                assert point.cut is not None
+                assert point.quality is not None
+                held = self.halves[point.cut].finish(features, result.outputs, point.quality)
+                outputs, top = self.reader.read(held, result.top)
                 journey.end(journey.outcome(point, outputs=outputs, top=top, provenance="server"))
             except NarrowsError as damage:
                 error = damage

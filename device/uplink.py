@@ -127,8 +127,20 @@ _Ending = tuple[Parcel, Reply | NarrowsError]
 class Uplink:
     """A lasting connection to one of several servers that hold the same bundle."""
 
-    def __init__(self, servers: Sequence[str], greeting: Greeting, options: UplinkOptions | None = None) -> None:
+    def __init__(
+        self,
+        servers: Sequence[str],
+        greeting: Greeting,
+        options: UplinkOptions | None = None,
+        on_fatal: Callable[[NarrowsError], None] | None = None,
+    ) -> None:
         """Prepare; nothing is sent before `open`.
+
+        Args:
+            servers: "host:port" of each.
+            greeting: what to say first.
+            options: how hard to try.
+            on_fatal: told when no frame can ever be answered.
 
         Raises:
             UsageError: a server's address is none.
@@ -137,6 +149,7 @@ class Uplink:
             check_target(server)
         self._servers = tuple(servers)
         self._greeting = greeting
+        self._on_fatal = on_fatal
         self._options = options or UplinkOptions()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -154,7 +167,7 @@ class Uplink:
             threading.Thread(target=self._watch, name="narrows-clock", daemon=True),
         ]
         self.counters = Counters()
-        self.coder = codec.labels()[0]
+        self.coder = greeting.coders[0]
         """Label of the coder that was agreed on last; this end's own first choice before that."""
         self.fatal: NarrowsError | None = None
         """Why no frame can ever be answered, once that is known."""
@@ -364,6 +377,8 @@ class Uplink:
         with self._lock:
             self.fatal = error
             ended = self._end_all(error)
+        if self._on_fatal is not None:
+            self._on_fatal(error)
         _tell(ended)
 
     # The clock's thread.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +18,22 @@ from ..runtime.manifest import SCHEMA, CrossingTensor, Cut, Half, Manifest, Outp
 from ..runtime.session import runtime
 from .batch import with_batch
 from .calibrate import Progress
-from .calibrate import calibrate as make_tables
-from .cuts import MAX_TENSORS, CutPoint, list_points
+from .calibrate import calibrate as calibrate_steps
 from .data import DEFAULT_FRAMES, Calibration
 from .golden import write_golden
 from .graph import Graph, require_data, view
 from .load import Model, load
 from .plan import Plan, make_plan, spec_of
+from .points import CutPoint, list_points
 from .preprocess import parse, with_pictures
 from .prove import PROOF_LEVEL, classify, measure
 from .quantise import Quantiser, QuantiserTable
 from .runner import Runner
+from .search import MAX_TENSORS
 from .shapes import OPAQUE, Dim, TensorInfo
 from .split import Crossing, Parts, split
 from .store import write
+from .tables import TABLES, payload_counter, write_tables
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +85,7 @@ def cut_model(
     until: str | Sequence[str] | None = None,
     weights: str | Path | None = None,
     quantiser: Quantiser | None = DEFAULT_QUANTISER,
+    whole: Collection[Half] = (),
     name: str | None = None,
     frames: int = DEFAULT_FRAMES,
     progress: Progress | None = None,
@@ -100,6 +103,8 @@ def cut_model(
         preprocess: what `preprocess.parse` takes; None for a model that takes raw tensors.
         labels: class names, or a file with one a line.
         quantiser: the ladder of qualities; None lets the tensors cross as they are.
+        whole: the halves that carry the whole model as well: the device's, as its fallback; the server's, so that
+            pictures can be sent to it.
         name: what devices ask a server for; the name of the output's folder when None.
         frames: at most so many calibration frames.
         progress: told of every step.
@@ -120,7 +125,7 @@ def cut_model(
         tell("proving the cut", 0, 1)
         plan = make_plan(loaded, _names(at), _names(until), calibrate=calibrate, preprocess=wanted, limit=frames)
         tell("proving the cut", 1, 1)
-        cut, outputs = _write(plan, make_tables(plan, quantiser, tell), writer, tell)
+        cut, outputs = _write(plan, calibrate_steps(plan, quantiser, tell), writer, tell)
         return writer.finish(
             Manifest(
                 schema=SCHEMA,
@@ -133,6 +138,8 @@ def cut_model(
                 files={},
                 preprocess=wanted,
                 labels=names,
+                local=_write_whole(plan, whole, writer),
+                tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
             )
         )
 
@@ -158,7 +165,10 @@ def _write(
     runners = {part: Runner.of_file(writer.root / f"{part}.onnx") for part in parts.protos()}
     levels = next(iter(tables.values())).levels if tables else ()
     crossing = tuple(_crossing_tensor(c, plan.graph, levels) for c in parts.crossing)
-    qualities, outputs = _measure(plan, parts, runners, crossing, levels, tell=tell)
+    crossing = write_tables(plan, runners["head"], crossing, parts.quality_input, writer, tell)
+    qualities, outputs = _measure(
+        plan, parts, runners, payload_counter(crossing, writer, batched=plan.graph.batched), levels, tell=tell
+    )
     cut = Cut(
         name=_cut_name(parts),
         head="head.onnx",
@@ -182,6 +192,16 @@ def _write(
     return cut, outputs
 
 
+def _write_whole(plan: Plan, halves: Collection[Half], writer: BundleWriter) -> str | None:
+    """Write the uncut model, preprocessing included, for the halves that want it; its file name."""
+    if not halves:
+        return None
+    name = "local.onnx"
+    if write(plan.graph.model.proto, plan.graph.model.folder, writer.add(name, *halves)):
+        writer.add(f"{name}.data", *halves)
+    return name
+
+
 def _cut_name(parts: Parts) -> str:
     name = "+".join(c.tensor for c in parts.crossing)
     return name + (" … " + "+".join(c.tensor for c in parts.back) if parts.back else "")
@@ -191,7 +211,7 @@ def _measure(
     plan: Plan,
     parts: Parts,
     runners: Mapping[str, Runner],
-    crossing: tuple[CrossingTensor, ...],
+    payload_bytes: Callable[[Mapping[str, Array], int], int],
     levels: tuple[int, ...],
     *,
     tell: Progress,
@@ -210,7 +230,7 @@ def _measure(
         plan.feeder,
         groups=groups,
         references=references,
-        crossing=crossing,
+        payload_bytes=payload_bytes,
         qualities=[math.log2(level) for level in levels] or [_plain_bits(parts.crossing)],
         quality_input=parts.quality_input,
         classifier=next((name for name, kind in kinds.items() if kind != "tensor"), None),

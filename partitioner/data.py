@@ -67,7 +67,7 @@ def _pictures(path: Path, preprocess: Preprocess | None, limit: int) -> list[Fra
     if not files:
         raise SourceError(f"{path}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
     frames: list[Frame] = []
-    for file in _spread(files, limit):
+    for file in spread(files, limit):
         try:
             frames.append((fit(load_image(file), preprocess),))
         except SourceError as error:
@@ -100,7 +100,7 @@ def _arrays(
     counts = {len(column) if column.ndim else 0 for column in columns}
     if len(counts) != 1 or 0 in counts:
         raise UsageError(f"calibration data: arrays have {sorted(counts)} frames; all need the same number, and one")
-    chosen = _spread(range(counts.pop()), limit)
+    chosen = spread(range(counts.pop()), limit)
     if preprocess is not None:
         return [(fit(columns[0][i], preprocess),) for i in chosen]
     return [tuple(_shape(column[i], spec) for column, spec in zip(columns, inputs, strict=True)) for i in chosen]
@@ -129,7 +129,8 @@ def _shape(array: Array, spec: TensorSpec) -> Array:
     return np.ascontiguousarray(array, dtype)
 
 
-def _spread(items: Sequence[Any], limit: int) -> list[Any]:
+def spread(items: Sequence[Any], limit: int) -> list[Any]:
+    """At most `limit` of the items, evenly spread."""
     if len(items) <= limit:
         return list(items)
     return [items[i * len(items) // limit] for i in range(limit)]

@@ -17,9 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.codec import SymbolSpec, by_label, labels
 from ..runtime.errors import ModelError, ProofError
-from ..runtime.manifest import CrossingTensor, Quality
+from ..runtime.manifest import Quality
 from .data import Frame
 from .runner import Runner
 
@@ -122,6 +121,10 @@ def check_exact(
         feed for feed, count in feeder.groups(some, len(some)) if count > 1
     ]
     exact = True
+    first, again = whole(feeds[0]), whole(feeds[0])
+    for name, array in first.items():
+        if not identical(array, again[name]):
+            raise ProofError(f"{name!r}: the model answers differently every time, so no cut can be proven")
     for feed in feeds:
         expected = whole(feed)
         made = dict(feed)
@@ -133,8 +136,6 @@ def check_exact(
             exact = False
             if half and array.shape == made[name].shape and _close(made[name], array, _HALF_TOLERANCE):
                 continue
-            if not identical(array, whole(feed)[name]):
-                raise ProofError(f"{name!r}: the model answers differently every time, so no cut can be proven")
             raise ProofError(
                 f"{name!r} of the two halves differs from the whole model's by up to "
                 f"{_distance(array, made[name])[0]:.3g} (CPU, optimisation {PROOF_LEVEL}); cut elsewhere"
@@ -212,7 +213,7 @@ def measure(
     *,
     groups: Sequence[tuple[Mapping[str, Array], int]],
     references: Sequence[Mapping[str, Array]],
-    crossing: Sequence[CrossingTensor],
+    payload_bytes: Callable[[Mapping[str, Array], int], int],
     qualities: Sequence[float],
     quality_input: str | None,
     classifier: str | None,
@@ -225,7 +226,7 @@ def measure(
         feeder: as the frames were grouped with.
         groups: frames, as sessions take them, and their number in each group.
         references: what the whole model answers to each group.
-        crossing: the tensors of the cut.
+        payload_bytes: called with what a group's graphs made and the quality; the bytes of all its frames.
         qualities: nominal bits of each quality.
         quality_input: name of that input; None where nothing is quantised.
         classifier: the output whose best class counts; None for no classifier.
@@ -238,7 +239,7 @@ def measure(
             made = {**feed, **chosen}
             for part in parts:
                 made |= part(made)
-            tally.payload_bytes += _payload(made, crossing, quality, feeder.batched)
+            tally.payload_bytes += payload_bytes(made, quality)
             _compare(tally, made, expected, classifier, feeder.batched)
             tally.frames += count
         progress(done + 1, len(groups))
@@ -252,20 +253,6 @@ def measure(
         )
         for bits, tally in zip(qualities, tallies, strict=True)
     )
-
-
-def _payload(made: Mapping[str, Array], crossing: Sequence[CrossingTensor], quality: int, batched: bool) -> int:
-    """Bytes of the symbols of all frames of a group, through the best coder there is."""
-    total = 0
-    coder = by_label(labels()[0])
-    for tensor in crossing:
-        array = made[tensor.symbols.name]
-        for symbols in array if batched else [array]:
-            spec = SymbolSpec(
-                symbols.shape, symbols.dtype, tensor.levels[quality] if tensor.levels else None, tensor.channel_axis
-            )
-            total += len(coder.bind(spec).encode(symbols))
-    return total
 
 
 def _compare(

@@ -166,7 +166,9 @@ def made_up_inputs(proto: onnx.ModelProto, probe: Probe, seed: int = 0) -> dict[
         if is_float(kind.elem_type):
             feed[value.name] = rng.uniform(-1, 1, shape).astype(dtype)
         else:
-            feed[value.name] = ((rng.integers(0, 2, shape) ^ probe.inverted) + (2 * probe.inverted * (dtype != bool))).astype(dtype)
+            feed[value.name] = (
+                (rng.integers(0, 2, shape) ^ probe.inverted) + (2 * probe.inverted * (dtype.kind != "b"))
+            ).astype(dtype)
     return feed
 
 

@@ -20,7 +20,7 @@ def view(*candidates: Candidate, deadline_s: float | None = None, unheard_s: flo
 
 
 def candidate(point: Point, latency_s: float, sent: float = 100.0, accuracy: float = 1.0, energy: float = 1.0):
-    return Candidate(point, latency_s, 0.0, sent, accuracy, energy)
+    return Candidate(point, latency_s, latency_s, 0.0, 0.0, sent, accuracy, energy)
 
 
 @given(st.floats(0.001, 0.2), st.floats(1e4, 1e8), st.integers(0, 2**32))

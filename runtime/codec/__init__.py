@@ -11,11 +11,15 @@ and `decode` are all that a frame costs.
 """
 
 from .base import BoundCoder, Coder, Symbols, SymbolSpec
-from .context import kernel_status
+from .context import Context, kernel_status
 from .registry import best_common, by_label, by_number, labels
 from .training import TrainingOptions, train_table
 
+TRAINED_CODER = f"{Context.name}/{Context.version}"
+"""Label of the coder that `train_table` makes tables for."""
+
 __all__ = [
+    "TRAINED_CODER",
     "BoundCoder",
     "Coder",
     "SymbolSpec",

@@ -76,9 +76,11 @@ typedef struct {
 typedef struct {
     uint8_t *planes;    /* [channels, rows + 2, cols + 2]: what contexts see of symbols, borders repeated */
     int32_t *base[LANES]; /* [rows, cols]: the part of a prediction that comes from earlier channels */
+    int32_t *known[LANES]; /* [cols]: the part that is known before a row begins */
+    uint8_t *step[LANES];  /* [cols]: |up - up-left| */
     int16_t *cdf;
     uint8_t *counts;
-    uint32_t *ops;      /* the encoder's: start | lane << 15 | frequency << 16 */
+    uint32_t *ops;      /* the encoder's: start | state << 15 | frequency << 17 */
     Py_ssize_t n_ops;
 } Scratch;
 
@@ -90,8 +92,14 @@ static int scratch_init(Scratch *s, const Model *m, int ops_per_symbol) {
     s->cdf = malloc((size_t)m->contexts * DIGIT * sizeof(int16_t));
     s->counts = malloc((size_t)m->contexts);
     if (ops_per_symbol) s->ops = malloc(area * m->channels * ops_per_symbol * sizeof(uint32_t));
-    if (!s->planes || !s->base[0] || !s->cdf || !s->counts || (ops_per_symbol && !s->ops)) return -1;
-    s->base[1] = s->base[0] + area;
+    s->known[0] = malloc((size_t)m->cols * LANES * sizeof(int32_t));
+    s->step[0] = malloc((size_t)m->cols * LANES);
+    if (!s->planes || !s->base[0] || !s->known[0] || !s->step[0] || !s->cdf || !s->counts || (ops_per_symbol && !s->ops)) return -1;
+    for (int l = 1; l < LANES; l++) {
+        s->base[l] = s->base[l - 1] + area;
+        s->known[l] = s->known[l - 1] + m->cols;
+        s->step[l] = s->step[l - 1] + m->cols;
+    }
     memcpy(s->cdf, m->cdf, (size_t)m->contexts * DIGIT * sizeof(int16_t));
     memcpy(s->counts, m->counts, (size_t)m->contexts);
     return 0;
@@ -100,6 +108,8 @@ static int scratch_init(Scratch *s, const Model *m, int ops_per_symbol) {
 static void scratch_free(Scratch *s) {
     free(s->planes);
     free(s->base[0]);
+    free(s->known[0]);
+    free(s->step[0]);
     free(s->cdf);
     free(s->counts);
     free(s->ops);
@@ -168,14 +178,14 @@ INLINE int clamp(int v, int last) { return v < 0 ? 0 : v > last ? last : v; }
 INLINE unsigned magnitude(int v) { return (unsigned)(v < 0 ? -v : v); }
 
 typedef struct {
-    const int16_t *w;
-    const int32_t *base;
-    uint8_t *row;        /* this row and the one above it in the padded plane */
+    const int32_t *known;
+    const uint8_t *step;
+    uint8_t *row;         /* this row and the one above it in the padded plane */
     const uint8_t *above;
-    int32_t mean;        /* the weighted mean so far */
-    int left;            /* the last symbol's context value */
+    int32_t left_weight;
+    int left;             /* the last symbol's context value */
     unsigned offset;
-    uint32_t sum;
+    uint32_t sum;         /* of the rows before this one */
 } Lane;
 
 typedef struct {
@@ -184,14 +194,8 @@ typedef struct {
 
 /* Which distribution codes the next symbol of a lane. On a channel's first row the left neighbour stands for all. */
 INLINE Place place(const Model *m, const Lane *lane, int x, int shift, int first_row) {
-    int left = lane->left;
-    int up = first_row ? left : lane->above[x];
-    int up_left = first_row ? left : lane->above[x - 1];
-    int up_right = first_row ? left : lane->above[x + 1];
-    const int16_t *w = lane->w;
-    int32_t s = lane->base[x] + lane->mean + w[1] * up + w[2] * up_left + w[3] * up_right + w[0] * left;
-    int predicted = clamp(s >> shift, LUT_LAST);
-    unsigned roughness = magnitude(left - up) + magnitude(up - up_left);
+    int predicted = clamp((lane->known[x] + lane->left_weight * lane->left) >> shift, LUT_LAST);
+    unsigned roughness = first_row ? 0 : magnitude(lane->left - lane->above[x]) + lane->step[x];
     Place p = {lane->offset + m->texture[roughness] + m->bin[predicted], m->sub[predicted]};
     return p;
 }
@@ -219,17 +223,36 @@ static uint8_t *plane_row(const Model *m, const Scratch *s, int c, int y) {
     return s->planes + stride * (m->rows + 2) * c + stride * (y + 1) + 1;
 }
 
+/* The weighted mean of the rows before row `y`. */
+static int32_t mean_before(const Model *m, const Lane *lane, int c, int y, int16_t weight) {
+    uint32_t mean = y ? (lane->sum << MEAN_BITS) / ((uint32_t)y * (uint32_t)m->cols) : (uint32_t)m->pad[c] << MEAN_BITS;
+    return (weight * (int32_t)mean) >> MEAN_BITS;
+}
+
 static void lane_begin_row(const Model *m, const Scratch *s, Lane *lane, int l, int c, int y) {
-    lane->w = m->weights + (Py_ssize_t)c * (CAUSAL + 2 * m->refs);
-    lane->base = s->base[l] + (Py_ssize_t)y * m->cols;
+    const int16_t *w = m->weights + (Py_ssize_t)c * (CAUSAL + 2 * m->refs);
+    const int32_t *restrict base = s->base[l] + (Py_ssize_t)y * m->cols;
+    int32_t *restrict known = s->known[l];
+    uint8_t *restrict step = s->step[l];
+    if (!y) lane->sum = 0;
+    int32_t mean = mean_before(m, lane, c, y, w[4]);
+    lane->known = known;
+    lane->step = step;
+    lane->offset = m->offset[c];
     lane->row = plane_row(m, s, c, y);
     lane->above = y ? plane_row(m, s, c, y - 1) : lane->row;
     lane->left = y ? lane->above[0] : m->pad[c];
-    lane->offset = m->offset[c];
-    uint32_t seen = (uint32_t)y * m->cols;
-    uint32_t mean = y ? (lane->sum << MEAN_BITS) / seen : (uint32_t)m->pad[c] << MEAN_BITS;
-    lane->mean = (lane->w[4] * (int32_t)mean) >> MEAN_BITS;
-    if (!y) lane->sum = 0;
+    lane->left_weight = y ? w[0] : w[0] + w[1] + w[2] + w[3];
+    if (!y) {
+        for (int x = 0; x < m->cols; x++) known[x] = base[x] + mean;
+        return;
+    }
+    const uint8_t *restrict above = lane->above;
+    int32_t up = w[1], up_left = w[2], up_right = w[3];
+    for (int x = 0; x < m->cols; x++) {
+        known[x] = base[x] + mean + up * above[x] + up_left * above[x - 1] + up_right * above[x + 1];
+        step[x] = (uint8_t)magnitude(above[x] - above[x - 1]);
+    }
 }
 
 static void lane_end_row(const Model *m, Lane *lane) {
@@ -297,31 +320,31 @@ typedef struct {
     int adaptive;
 } Coding;
 
-INLINE void put_digit(Coding *k, unsigned context, unsigned digit, const Drift *drift, uint32_t lane_bit, int adaptive) {
+INLINE void put_digit(Coding *k, unsigned context, unsigned digit, const Drift *drift, uint32_t state, int adaptive) {
     int16_t *cdf = k->s->cdf + (Py_ssize_t)context * DIGIT;
     uint32_t start = start_of(cdf, digit), frequency = end_of(cdf, digit) - start;
-    k->s->ops[k->s->n_ops++] = start | lane_bit | frequency << 16;
+    k->s->ops[k->s->n_ops++] = start | state << 15 | frequency << 17;
     if (adaptive) adapt(cdf, k->s->counts + context, drift->target[digit], k->m->slowest);
 }
 
-INLINE void put_bits(Coding *k, uint32_t value, int n, uint32_t lane_bit) {
-    k->s->ops[k->s->n_ops++] = value << (PROBABILITY_BITS - n) | lane_bit | 1u << (PROBABILITY_BITS - n + 16);
+INLINE void put_bits(Coding *k, uint32_t value, int n, uint32_t state) {
+    k->s->ops[k->s->n_ops++] = value << (PROBABILITY_BITS - n) | state << 15 | 1u << (PROBABILITY_BITS - n + 17);
 }
 
-INLINE void put_symbol(Coding *k, Place at, uint32_t symbol, unsigned seen, uint32_t lane_bit, int kind, int adaptive) {
+INLINE void put_symbol(Coding *k, Place at, uint32_t symbol, unsigned seen, uint32_t state, int kind, int adaptive) {
     unsigned first = (unsigned)k->m->first;
     if (kind == 0) {
-        put_digit(k, at.context, symbol, &k->drift, lane_bit, adaptive);
+        put_digit(k, at.context, symbol, &k->drift, state, adaptive);
     } else if (kind == 1) {
         unsigned high = symbol >> k->shape.low_bits, low = symbol & ((1u << k->shape.low_bits) - 1);
-        put_digit(k, at.context, high, &k->drift, lane_bit, adaptive);
-        put_digit(k, first + high * (unsigned)k->m->subs + at.sub, low, &k->low_drift, lane_bit, adaptive);
+        put_digit(k, at.context, high, &k->drift, state, adaptive);
+        put_digit(k, first + high * (unsigned)k->m->subs + at.sub, low, &k->low_drift, state, adaptive);
     } else {
         uint32_t folded = fold(k->m, symbol), rest = seen ? folded - (1u << seen) : folded;
         int n = seen ? (int)seen : 1, raw = n > 4 ? n - 4 : 0;
-        put_digit(k, at.context, seen, &k->drift, lane_bit, adaptive);
-        put_digit(k, first + seen * (unsigned)k->m->subs + at.sub, rest >> raw, &k->low_drift, lane_bit, adaptive);
-        if (raw) put_bits(k, rest & ((1u << raw) - 1), raw, lane_bit);
+        put_digit(k, at.context, seen, &k->drift, state, adaptive);
+        put_digit(k, first + seen * (unsigned)k->m->subs + at.sub, rest >> raw, &k->low_drift, state, adaptive);
+        if (raw) put_bits(k, rest & ((1u << raw) - 1), raw, state);
     }
 }
 
@@ -363,7 +386,7 @@ INLINE void put_rows(Coding *k, int c, int lanes, const uint16_t *wide, int kind
                 Place at = y ? place(m, lane + l, x, k->shape.shift, 0) : place(m, lane + l, x, k->shape.shift, 1);
                 unsigned seen = lane[l].row[x];
                 uint32_t symbol = kind == 2 ? wide[(c + l) * area + (Py_ssize_t)y * m->cols + x] : seen;
-                put_symbol(k, at, symbol, seen, m->states == LANES ? (uint32_t)l << 15 : 0, kind, adaptive);
+                put_symbol(k, at, symbol, seen, (uint32_t)(l & (m->states - 1)), kind, adaptive);
                 lane[l].left = (int)seen;
             }
         for (int l = 0; l < lanes; l++) lane_end_row(m, lane + l);
@@ -376,7 +399,7 @@ INLINE void put_planes(Coding *k, const uint16_t *wide, int kind, int adaptive) 
         int lanes = m->channels - c < LANES ? m->channels - c : LANES;
         for (int l = 0; l < lanes; l++) predict_from_refs(m, k->s, c + l, k->s->base[l]);
         if (lanes == LANES) put_rows(k, c, LANES, wide, kind, adaptive);
-        else put_rows(k, c, 1, wide, kind, adaptive);
+        else put_rows(k, c, lanes, wide, kind, adaptive);
         for (int l = 0; l < lanes; l++) close_plane(m, k->s, c + l);
     }
 }
@@ -385,7 +408,7 @@ INLINE void put_planes(Coding *k, const uint16_t *wide, int kind, int adaptive) 
 static uint8_t *put_words(const Coding *k, uint8_t *begin, uint8_t *end) {
     uint32_t state[LANES] = {STATE_LOW, STATE_LOW};
     for (Py_ssize_t i = k->s->n_ops; i-- > 0;) {
-        uint32_t op = k->s->ops[i], frequency = op >> 16, start = op & (ONE - 1), lane = op >> 15 & 1;
+        uint32_t op = k->s->ops[i], frequency = op >> 17, start = op & (ONE - 1), lane = op >> 15 & (LANES - 1);
         uint32_t x = state[lane];
         if (x >> (32 - PROBABILITY_BITS) >= frequency) {
             if (UNLIKELY(end - begin < 2)) return NULL;
@@ -416,22 +439,20 @@ static uint8_t *encode(Coding *k, const uint16_t *wide, uint8_t *begin, uint8_t 
 /* ---- decoder --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    const uint8_t *next, *end;
-    int damaged;  /* words were missing, or a symbol is impossible */
+    const uint8_t *next, *end; /* beyond `end` stand enough zeros for one row of symbols */
+    int damaged;               /* a symbol is impossible */
 } Words;
 
+enum { MOST_BYTES_PER_SYMBOL = 2 * 3 }; /* two digits and plain bits, a word each */
+
+/* No branch: whether a word is due is a coin toss that no predictor wins. That it existed is checked row by row. */
 INLINE uint32_t advance(uint32_t x, uint32_t start, uint32_t frequency, Words *words) {
     x = frequency * (x >> PROBABILITY_BITS) + (x & (ONE - 1)) - start;
-    if (x < STATE_LOW) {
-        uint32_t word = 0;
-        if (UNLIKELY(words->end - words->next < 2)) words->damaged = 1;
-        else {
-            word = words->next[0] | (uint32_t)words->next[1] << 8;
-            words->next += 2;
-        }
-        x = x << 16 | word;
-    }
-    return x;
+    uint32_t word = words->next[0] | (uint32_t)words->next[1] << 8;
+    uint32_t filled = x << 16 | word;
+    unsigned due = x < STATE_LOW;
+    words->next += 2 * due;
+    return due ? filled : x;
 }
 
 INLINE unsigned get_digit(Coding *k, unsigned context, const Drift *drift, uint32_t *state, Words *words, int adaptive) {
@@ -463,21 +484,21 @@ INLINE uint32_t get_symbol(Coding *k, Place at, unsigned *seen, uint32_t *state,
     return unfold(k->m, (high ? 1u << high : 0) + rest);
 }
 
-INLINE void get_rows(Coding *k, int c, int lanes, uint32_t *states, Words *words, uint16_t *wide, int kind, int adaptive) {
+INLINE void get_rows(Coding *k, int c, int lanes, int n_states, uint32_t *states, Words *words, uint16_t *wide, int kind,
+                     int adaptive) {
     const Model *m = k->m;
     Py_ssize_t area = (Py_ssize_t)m->rows * m->cols;
     Lane lane[LANES];
     Words w = *words;
-    uint32_t s0 = states[0], s1 = states[1];
-    int two = m->states == LANES;
+    uint32_t state[LANES]; /* a copy that nothing points to stays in registers */
+    memcpy(state, states, sizeof state);
     for (int y = 0; y < m->rows; y++) {
         for (int l = 0; l < lanes; l++) lane_begin_row(m, k->s, lane + l, l, c + l, y);
         for (int x = 0; x < m->cols; x++)
             for (int l = 0; l < lanes; l++) {
                 Place at = y ? place(m, lane + l, x, k->shape.shift, 0) : place(m, lane + l, x, k->shape.shift, 1);
                 unsigned seen;
-                uint32_t symbol = l && two ? get_symbol(k, at, &seen, &s1, &w, kind, adaptive)
-                                           : get_symbol(k, at, &seen, &s0, &w, kind, adaptive);
+                uint32_t symbol = get_symbol(k, at, &seen, state + (l & (n_states - 1)), &w, kind, adaptive);
                 lane[l].row[x] = (uint8_t)seen;
                 lane[l].left = (int)seen;
                 if (kind == 2) {
@@ -486,9 +507,12 @@ INLINE void get_rows(Coding *k, int c, int lanes, uint32_t *states, Words *words
                 }
             }
         for (int l = 0; l < lanes; l++) lane_end_row(m, lane + l);
+        if (UNLIKELY(w.next > w.end)) {
+            w.damaged = 1;
+            break;
+        }
     }
-    states[0] = s0;
-    states[1] = s1;
+    memcpy(states, state, sizeof state);
     *words = w;
 }
 
@@ -497,8 +521,9 @@ INLINE void get_planes(Coding *k, uint32_t *states, Words *words, uint16_t *wide
     for (int c = 0; c < m->channels && !words->damaged; c += LANES) {
         int lanes = m->channels - c < LANES ? m->channels - c : LANES;
         for (int l = 0; l < lanes; l++) predict_from_refs(m, k->s, c + l, k->s->base[l]);
-        if (lanes == LANES) get_rows(k, c, LANES, states, words, wide, kind, adaptive);
-        else get_rows(k, c, 1, states, words, wide, kind, adaptive);
+        if (lanes < LANES || kind == 2) get_rows(k, c, lanes, m->states, states, words, wide, kind, adaptive);
+        else if (m->states == LANES) get_rows(k, c, LANES, LANES, states, words, wide, kind, adaptive);
+        else get_rows(k, c, LANES, 1, states, words, wide, kind, adaptive);
         for (int l = 0; l < lanes; l++) close_plane(m, k->s, c + l);
     }
 }
@@ -536,7 +561,9 @@ static int decode(Coding *k, const uint8_t *payload, Py_ssize_t size, uint8_t *n
     else if (kind == 1 && k->adaptive) get_planes(k, states, &words, wide, 1, 1);
     else if (kind == 1) get_planes(k, states, &words, wide, 1, 0);
     else get_planes(k, states, &words, wide, 2, k->adaptive);
-    if (words.damaged || words.next != words.end || states[0] != STATE_LOW || states[1] != STATE_LOW) return -1;
+    if (words.damaged || words.next != words.end) return -1;
+    for (int l = 0; l < LANES; l++)
+        if (states[l] != STATE_LOW) return -1;
     if (kind != 2) store_planes(k, narrow, wide);
     return 0;
 }
@@ -688,18 +715,27 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
     Coding k;
     uint8_t *narrow;
     uint16_t *wide;
-    int ready, whole = 0;
+    uint8_t *padded = NULL;
+    int whole = 0;
     (void)self;
     if (!PyArg_ParseTuple(args, "O!O!y*w*", &PyTuple_Type, &numbers, &PyTuple_Type, &arrays, &payload, &symbols)) return NULL;
     if (held_init(&h, numbers, arrays) < 0) goto no_model;
     if (symbols_view(&h.m, &symbols, &narrow, &wide) < 0) goto done;
     Py_BEGIN_ALLOW_THREADS
-    ready = coding_init(&k, &h.m, &s, 0) == 0;
-    if (ready) whole = decode(&k, payload.buf, payload.len, narrow, wide) == 0;
+    if (coding_init(&k, &h.m, &s, 0) == 0) {
+        size_t size = (size_t)payload.len, slack = (size_t)h.m.cols * LANES * MOST_BYTES_PER_SYMBOL + 2;
+        padded = malloc(size + slack);
+        if (padded) {
+            memcpy(padded, payload.buf, size);
+            memset(padded + size, 0, slack);
+            whole = decode(&k, padded, payload.len, narrow, wide) == 0;
+        }
+    }
     scratch_free(&s);
     Py_END_ALLOW_THREADS
-    if (!ready) PyErr_NoMemory();
+    if (!padded) PyErr_NoMemory();
     else result = PyBool_FromLong(whole);
+    free(padded);
 done:
     held_free(&h);
 no_model:

@@ -186,7 +186,7 @@ def _operations(m: _Model, symbols: Symbols) -> Iterator[Operation]:
         streams = [_digits(m, c, planes, symbols) for c in group]
         for at in range(m.rows * m.cols):
             for lane, stream in enumerate(streams):
-                state = lane if m.states == LANES else 0
+                state = lane & (m.states - 1)
                 for context, digit, alphabet in stream[at]:
                     if context < 0:  # `alphabet` bits as they are
                         yield digit << (PROBABILITY_BITS - alphabet), 1 << (PROBABILITY_BITS - alphabet), state
@@ -289,7 +289,7 @@ def decode(
             for y in range(m.rows):
                 for x in range(m.cols):
                     for i, lane in enumerate(lanes):
-                        state = i if m.states == LANES else 0
+                        state = i & (m.states - 1)
                         seen, symbol = _symbol(m, reader, distributions, state, lane.place(y, x))
                         lane.rows[y].append(seen)
                         flat[lane.c, y, x] = symbol

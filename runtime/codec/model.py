@@ -31,9 +31,10 @@ MEAN_BITS = 4
 LUT_BITS = 10
 TEXTURES = 512
 LANES = 2
+"""Channels that are coded in step."""
 
-_TWO_STATES_FROM = 16_384
-"""Symbols from which a second coder state (4 bytes) buys speed. Part of the format."""
+_TWO_STATES_FROM = 2_048
+"""Symbols from which a second coder state, 4 bytes, buys speed. Part of the format."""
 
 _STORED_BITS = 6
 """Fraction bits of a stored weight; weights of a four-neighbour sum have two more."""
@@ -143,7 +144,7 @@ class Table:
 
     @property
     def refs(self) -> int:
-        return self.ref.shape[1]
+        return int(self.ref.shape[1])
 
     @property
     def first_contexts(self) -> int:
@@ -359,7 +360,7 @@ def _check(geometry: Geometry, table: Table) -> None:
         and len(table.counts) <= _MAX_CONTEXTS
         and bool(np.all(table.klass < table.classes))
         and bool(np.all(table.pad < (1 << geometry.value_bits)))
-        # A lane never looks at a channel that is coded in step with it. The first pair looks at nothing.
+        # No channel looks at one that is coded in step with it. The first looks at nothing.
         and bool(np.all((table.ref < (channel - channel % LANES)[:, None]) | (table.ref == 0)))
         and bool(np.all(table.weights[:LANES, CAUSAL:] == 0))
         and table.centre < geometry.levels

@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,11 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .demo import Report
-    from .device import Outcome
-    from .doctor import Finding
-    from .partitioner import CutPoint
-    from .runtime.bundle import Bundle
+    from ..demo import Report
+    from ..device import Outcome
+    from ..doctor import Finding
+    from ..partitioner import CutPoint
+    from ..runtime.bundle import Bundle
 
 _MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
 
@@ -126,6 +127,14 @@ def bundle(made: Bundle, *, as_json: bool) -> None:
             )
         _out().print(table)
     _out().print(f"{made.root}  {made.digest[:12]}")
+
+
+def pulled(place: Path, bundle: Bundle, *, as_json: bool) -> None:
+    """What `narrows pull` brought."""
+    if as_json:
+        _print_json({"bundle": str(place), "name": bundle.manifest.name, "digest": bundle.digest})
+    else:
+        _out().print(f"{place}  {bundle.manifest.name}  {bundle.digest[:12]}")
 
 
 def listening(address: str, *, as_json: bool) -> None:

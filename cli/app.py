@@ -1,0 +1,47 @@
+"""The application that the verbs register with, and what they share."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from typing import Annotated
+
+import typer
+
+from ..runtime.errors import MissingDependencyError
+
+app = typer.Typer(
+    name="narrows",
+    help="Split computing for edge inference: head on the device, tail on a server, few bytes between.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads a graph may use; 0 for one a core.")]
+
+
+@app.callback()
+def _settings(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error, and log everything.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if debug:
+        os.environ["NARROWS_DEBUG"] = "1"
+
+
+def need(extra: str, *modules: str) -> None:
+    """Say which extra brings what is missing.
+
+    Raises:
+        MissingDependencyError: naming the line that installs it.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingDependencyError(f"this needs {', '.join(missing)}: pip install 'narrows[{extra}]'")

@@ -1,0 +1,170 @@
+"""`narrows run` and `narrows pull`: the device's side."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from ..runtime.errors import FramesFailedError, UsageError
+from ..runtime.manifest import Half
+from . import output
+from .app import Json, Threads, app
+
+if TYPE_CHECKING:
+    from ..device.policies import Objective, Policy
+    from ..runtime.link import LinkOptions
+
+
+class PolicyName(StrEnum):
+    """What chooses each frame's operating point."""
+
+    STATIC = "static"
+    LATENCY = "latency"
+    ACCURACY = "accuracy"
+    ENERGY = "energy"
+    BYTES = "bytes"
+
+
+class DropName(StrEnum):
+    """What happens to frames that come faster than they are answered."""
+
+    BLOCK = "block"
+    LATEST = "latest"
+    OLDEST = "oldest"
+
+
+Tls = Annotated[bool, typer.Option("--tls", help="Encrypt, trusting the usual authorities; implied by --ca.")]
+Ca = Annotated[Path | None, typer.Option(help="The authority of the server's certificate (PEM).")]
+Cert = Annotated[Path | None, typer.Option(help="This device's own certificate (PEM).")]
+Key = Annotated[Path | None, typer.Option(help="Its private key (PEM).")]
+TokenFile = Annotated[Path | None, typer.Option(help="File that holds this device's bearer token.")]
+
+
+@app.command()
+def run(
+    bundle: Annotated[Path, typer.Argument(help="A bundle: its folder or zip archive. The device's half is enough.")],
+    server: Annotated[str, typer.Option(help="The server's HOST:PORT; several, joined by commas, for failover.")],
+    source: Annotated[
+        str, typer.Option("--input", help="A picture, a folder, a glob, an .npz or .npy, a video file, or camera:0.")
+    ],
+    cut_name: Annotated[
+        str | None, typer.Option("--cut", help="Which of the bundle's cuts; its first by default.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(help="0 is the smallest payload; the best by default.")] = None,
+    coder: Annotated[str | None, typer.Option(help="context/1, bitplane-zstd/1 or raw/1; the best by default.")] = None,
+    policy: Annotated[
+        PolicyName, typer.Option(help="Always the given point, or the best for an objective, frame by frame.")
+    ] = PolicyName.STATIC,
+    floor: Annotated[float, typer.Option(min=0, max=1, help="Least agreement with the whole model that counts.")] = 0.0,
+    deadline_ms: Annotated[float | None, typer.Option(help="When an answer is due, counted from the input.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a frame without an answer is an error.")] = 10.0,
+    window: Annotated[int, typer.Option(min=1, help="Frames under way at once, at most.")] = 8,
+    drop: Annotated[DropName, typer.Option(help="Frames that come too fast: wait, or skip some.")] = DropName.BLOCK,
+    threads: Threads = 0,
+    link: Annotated[
+        str | None, typer.Option(help="Emulate a link: 10mbit,20ms,1% or trace:FILE (time, rate, delay).")
+    ] = None,
+    tls: Tls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
+    save_outputs: Annotated[
+        Path | None, typer.Option(help="Folder for the raw output tensors, one .npz a frame.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Stream inputs through the head here and the tail on a server, and print the predictions.
+
+    Example: narrows run bundles/resnet --server 127.0.0.1:8470 --input photos/
+    """
+    from ..device import DeviceOptions, run_source
+    from ..device.emulator import LinkEmulator
+    from ..device.schedule import parse_link
+    from ..runtime.answer import Form, Wanted
+    from ..runtime.bundle import Bundle
+    from ..runtime.codec import labels
+    from ..runtime.session import SessionOptions
+
+    servers = server.split(",")
+    if link is not None and len(servers) > 1:
+        raise UsageError("--link stands between this device and one server; several were given")
+    options = DeviceOptions(
+        cut=cut_name,
+        quality=quality,
+        wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP),
+        coders=(coder,) if coder else tuple(labels()),
+        policy=_policy(policy, floor),
+        deadline_ms=deadline_ms,
+        timeout_s=timeout,
+        window=window,
+        drop=drop.value,
+        session=SessionOptions(threads=threads),
+        link=_link(tls, ca, cert, key, token_file),
+    )
+    half = Bundle.open(bundle, Half.DEVICE)
+    total = failed = 0
+    emulated = LinkEmulator(server, parse_link(link)) if link is not None else nullcontext()
+    with emulated as emulator, output.outcomes(as_json=as_json) as show:
+        target = servers if emulator is None else [emulator.address]
+        for outcome in run_source(half, target, source, options, save_outputs=save_outputs):
+            show(outcome)
+            total += 1
+            failed += outcome.error is not None
+    if failed:
+        raise FramesFailedError(f"{failed} of {total} frames ended in an error; each says which above")
+
+
+@app.command()
+def pull(
+    server: Annotated[str, typer.Argument(help="The server's HOST:PORT.")],
+    model: Annotated[str, typer.Argument(help="The model's name there.")],
+    target: Annotated[Path | None, typer.Option("--output", "-o", help="Where it goes; ./MODEL by default.")] = None,
+    roll_back: Annotated[
+        bool, typer.Option("--roll-back", help="Go back to the version before the last pull instead.")
+    ] = False,
+    threads: Threads = 0,
+    tls: Tls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    token_file: TokenFile = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the device's half of a bundle, try it here, and swap it in.
+
+    Example: narrows pull 127.0.0.1:8470 resnet -o bundles/resnet
+    """
+    from ..device import pull as pulling
+    from ..runtime.session import SessionOptions
+
+    place = target or Path(model)
+    if roll_back:
+        bundle = pulling.roll_back(place)
+    else:
+        options = pulling.PullOptions(
+            session=SessionOptions(threads=threads), link=_link(tls, ca, cert, key, token_file)
+        )
+        bundle = pulling.pull(server, model, place, options)
+    output.pulled(place, bundle, as_json=as_json)
+
+
+def _policy(name: PolicyName, floor: float) -> Policy:
+    from ..device.policies import Adaptive, Static
+
+    return Static() if name is PolicyName.STATIC else Adaptive(cast("Objective", name.value), floor=floor)
+
+
+def _link(tls: bool, ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None) -> LinkOptions:
+    from ..runtime.credentials import LinkSecurity
+    from ..runtime.link import LinkOptions
+
+    try:
+        token = token_file.read_text().strip() if token_file else ""
+    except OSError as error:
+        raise UsageError(f"{token_file} cannot be read ({error.strerror})") from None
+    return LinkOptions(security=LinkSecurity(tls, ca, cert, key, token))

@@ -1,0 +1,131 @@
+"""One bundle at work on a device: its graphs, its connection, what is expected of both."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from ..runtime.bundle import Bundle
+from ..runtime.errors import NarrowsError, UsageError
+from ..runtime.manifest import Manifest
+from .conversation import Greeting
+from .estimates import Duration
+from .local import LocalModel
+from .options import DeviceOptions
+from .outcome import Point
+from .pipeline import Journey
+from .planner import Planner
+from .policies import Static
+from .predictions import Reader
+from .stages import CutParts, Stages
+from .uplink import Uplink, UplinkOptions
+
+
+class Engine:
+    """All of a device that belongs to one bundle, so that a new bundle is a new engine."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        servers: Sequence[str],
+        options: DeviceOptions,
+        on_fatal: Callable[[NarrowsError], None] | None = None,
+    ) -> None:
+        """Load the graphs and prove them on the golden frame; nothing is sent yet.
+
+        Args:
+            bundle: the device's half at least.
+            servers: "host:port" of each.
+            options: how to work.
+            on_fatal: told when no frame can ever be answered over the link; from any thread.
+
+        Raises:
+            BundleError: this machine does not reproduce the bundle.
+            QualityError: no such cut or quality.
+            UsageError: a server's address is none.
+        """
+        self.bundle = bundle
+        self._options = options
+        self._cut = bundle.manifest.cut(options.cut)[1]
+        self.point(options.quality)
+        self.uplink = Uplink(
+            servers,
+            Greeting(bundle.manifest.name, bundle.digest, options.wanted, options.coders),
+            UplinkOptions(options.timeout_s, options.stall_s or options.timeout_s / 5, link=options.link),
+            on_fatal,
+        )
+        self.stages = self._load()
+        self._idle = threading.Condition(threading.Lock())
+        self._under_way = 0
+
+    def _load(self) -> Stages:
+        options, manifest = self._options, self.bundle.manifest
+        chosen = [self._cut] if isinstance(options.policy, Static) else manifest.cuts
+        parts = {
+            cut.name: CutParts.load(self.bundle, index, options.session)
+            for index, cut in enumerate(manifest.cuts)
+            if cut in chosen
+        }
+        planner = Planner(options.policy, [part.head.cut for part in parts.values()], options.power)
+        local = LocalModel(self.bundle, options.session) if options.fallback and manifest.local else None
+        if local is not None:
+            planner.local = Duration(local.first_s)
+        return Stages(parts, Reader(manifest, options.wanted), self.uplink, planner, options.timeout_s, local)
+
+    def open(self) -> None:
+        """Begin to connect."""
+        self.uplink.open()
+        if self.stages.fallback is not None:
+            self.stages.fallback.open()
+
+    def close(self) -> None:
+        """Let go of the connection; frames under way end in an error."""
+        if self.stages.fallback is not None:
+            self.stages.fallback.close()
+        self.uplink.close()
+
+    def point(self, quality: int | None) -> Point:
+        """The user's own split point.
+
+        Raises:
+            QualityError: no such quality.
+        """
+        wanted = quality if quality is not None else self._options.quality
+        chosen = len(self._cut.qualities) - 1 if wanted is None else wanted
+        self._cut.check_quality(chosen)
+        return Point("split", self._cut.name, chosen)
+
+    def enter(self) -> None:
+        """A frame begins."""
+        with self._idle:
+            self._under_way += 1
+
+    def leave(self) -> None:
+        """A frame has ended."""
+        with self._idle:
+            self._under_way -= 1
+            self._idle.notify_all()
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no frame is under way; False where the time was too short."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._under_way == 0, timeout_s)
+
+    def compute(self, journey: Journey) -> None:
+        """See `Stages.compute`."""
+        self.stages.compute(journey)
+
+    def encode(self, journey: Journey) -> None:
+        """See `Stages.encode`."""
+        self.stages.encode(journey)
+
+
+def check_replaceable(old: Manifest, new: Manifest) -> None:
+    """Whether frames that were read for one bundle can be fed to another.
+
+    Raises:
+        UsageError: saying what differs.
+    """
+    for what in ("name", "inputs", "preprocess"):
+        if getattr(old, what) != getattr(new, what):
+            raise UsageError(f"the new bundle has other {what}; close the device and open it with the new bundle")

@@ -1,0 +1,65 @@
+"""How a device works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from ..runtime import codec
+from ..runtime.answer import Wanted
+from ..runtime.errors import UsageError
+from ..runtime.link import LinkOptions
+from ..runtime.session import SessionOptions
+from .live import Drop
+from .planner import PowerModel
+from .policies import Policy, Static
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """How a device works."""
+
+    cut: str | None = None
+    """Name of the bundle's cut to split at; its first where none is given."""
+    quality: int | None = None
+    """Quality of frames that name none; the cut's best where none is given."""
+    wanted: Wanted = field(default_factory=Wanted)
+    """Full output tensors, or the best classes alone."""
+    coders: tuple[str, ...] = field(default_factory=lambda: tuple(codec.labels()))
+    """Labels of the coders that frames may use, best first; the server takes the first that it knows. On a fast link
+    "raw/1" can be quicker than any coding."""
+    policy: Policy = field(default_factory=Static)
+    """Chooses each frame's operating point."""
+    deadline_ms: float | None = None
+    """When an answer is due, from the input being there. Where the bundle carries a whole model for the device, that
+    answers what the server does not in time; otherwise the frame ends in an error then."""
+    fallback: bool = True
+    """Let the bundle's whole model, where there is one, answer what no server does."""
+    timeout_s: float = 10.0
+    """A frame that has no answer by then ends in an error, or, with a fallback, on the device."""
+    stall_s: float | None = None
+    """Silence of a server that owes an answer, after which the connection is made anew and what it owes is sent again;
+    a fifth of `timeout_s` where none is given."""
+    window: int = 8
+    """Frames between their input and the caller, at most; how many it takes to keep the slowest stage busy, the device
+    finds out."""
+    drop: Drop = "block"
+    """What happens to frames that a source gives faster than they can be answered."""
+    session: SessionOptions = field(default_factory=SessionOptions)
+    link: LinkOptions = field(default_factory=LinkOptions)
+    power: PowerModel = field(default_factory=PowerModel)
+    """What the policy reckons energy with."""
+
+    def __post_init__(self) -> None:
+        if not self.coders:
+            raise UsageError(f"at least one coder is needed, of {', '.join(codec.labels())}")
+        for label in self.coders:
+            codec.by_label(label)
+        if self.window < 1:
+            raise UsageError(f"a window of {self.window} frames is none; give 1 or more")
+        if self.timeout_s <= 0 or (self.stall_s is not None and self.stall_s <= 0):
+            raise UsageError("timeouts must be positive")
+        if self.drop not in get_args(Drop):
+            raise UsageError(f"a drop policy is one of {', '.join(get_args(Drop))}, not {self.drop!r}")
+        if self.deadline_ms is not None and self.deadline_ms <= 0:
+            raise UsageError(f"a deadline of {self.deadline_ms} ms is over before it begins")

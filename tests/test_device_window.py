@@ -1,0 +1,125 @@
+"""The window and the intake: the slowest stage stays busy, nobody waits long, and what is dropped is counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import make_bundle, pictures
+from faulty import Answers, FaultyServer, Say, serving
+from hypothesis import given
+from hypothesis import strategies as st
+from narrows.device import Device, DeviceOptions
+from narrows.device.live import Intake
+from narrows.device.window import Window
+from narrows.runtime.errors import UsageError
+
+
+def run_line(window: Window, stages_ms: dict[str, float], frames: int) -> list[float]:
+    """Frames through a line of stages that take one at a time, reckoned and not waited for; each one's total."""
+    free = dict.fromkeys(stages_ms, 0.0)
+    left: list[float] = []
+    totals, held = [], 0
+    for n in range(frames):
+        now = began = left[n - window.limit] if n >= window.limit else 0.0
+        link_began = 0.0
+        for stage, took in stages_ms.items():
+            if stage == "link":
+                link_began = now
+            now = free[stage] = max(now, free[stage]) + took
+        left.append(now)
+        totals.append(now - began)
+        while held < window.limit:
+            window.acquire()
+            held += 1
+        window.observe({**stages_ms, "link": now - link_began, "total": now - began})
+        window.release()
+        held -= 1
+    return totals
+
+
+durations = st.floats(1, 50)
+
+
+@given(head=durations, encode=durations, link=durations)
+def test_a_line_runs_at_its_slowest_stage_and_nobody_waits_for_more_than_one(
+    head: float, encode: float, link: float
+) -> None:
+    window, stages = Window(16), {"head": head, "encode": encode, "link": link}
+    totals = run_line(window, stages, 400)
+    slowest, alone = max(stages.values()), sum(stages.values())
+    assert max(totals[200:]) <= alone + 1.11 * slowest
+    assert window.limit >= alone / slowest - 0.11  # fewer could not keep the slowest stage busy
+
+
+def test_a_window_that_nothing_fills_does_not_grow() -> None:
+    window = Window(16)
+    for _ in range(100):
+        window.acquire()
+        window.observe({"head": 10.0, "total": 10.0})
+        window.release()
+    assert window.limit == 2
+
+
+def test_room_is_waited_for_until_the_window_opens() -> None:
+    window, through = Window(1, first=1), []
+    window.acquire()
+    waiting = threading.Thread(target=lambda: (window.acquire(), through.append(1)))
+    waiting.start()
+    time.sleep(0.05)
+    assert not through
+    window.open()
+    waiting.join(5)
+    assert through
+
+
+@pytest.mark.parametrize("drop", ["latest", "oldest"])
+@given(room=st.integers(1, 5), count=st.integers(0, 30))
+def test_every_frame_is_given_or_counted(drop, room: int, count: int) -> None:
+    dropped = []
+    intake = Intake(iter(range(count)), drop, lambda: dropped.append(1), room)
+    intake._thread.join()
+    given_on = list(intake)
+    assert len(given_on) + len(dropped) == count
+    assert given_on == sorted(given_on)
+    if count:
+        kept = min(count, 1 if drop == "latest" else room)
+        assert given_on == (list(range(count))[-kept:] if drop == "latest" else list(range(kept)))
+
+
+def test_what_the_source_raises_comes_after_what_it_gave() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    intake = Intake(broken(), "oldest", lambda: None)
+    assert next(intake) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(intake)
+
+
+def test_a_camera_that_is_too_fast_loses_frames_that_are_counted(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "tiny")
+    answers = Answers(bundle)
+
+    def behave(frame, _) -> Say:
+        time.sleep(0.03)
+        yield answers.to(frame)
+
+    def camera() -> Iterator[np.ndarray]:
+        for picture in pictures(100):
+            time.sleep(0.003)
+            yield picture
+
+    with serving(FaultyServer(behave)) as address:
+        with Device(bundle, address, DeviceOptions(drop="latest")) as device:
+            outcomes = list(device.stream(camera()))
+            assert device.tally.dropped > 0
+            assert len(outcomes) + device.tally.dropped == 100
+        with pytest.raises(UsageError, match="drop policy"):
+            DeviceOptions(drop="some")
+    assert {outcome.outcome for outcome in outcomes} == {"ok"}
