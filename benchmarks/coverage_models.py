@@ -3,15 +3,154 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import nn
 
-TORCHVISION = ["squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_x_400mf", "regnet_y_400mf", "googlenet", "resnet18", "resnext50_32x4d", "densenet121", "inception_v3", "efficientnet_v2_s", "swin_t", "swin_v2_t", "convnext_tiny", "maxvit_t", "wide_resnet50_2", "vit_b_32", "alexnet", "vgg11_bn"]
+TORCHVISION = [
+    "squeezenet1_1",
+    "shufflenet_v2_x0_5",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "googlenet",
+    "resnet18",
+    "resnext50_32x4d",
+    "densenet121",
+    "inception_v3",
+    "efficientnet_v2_s",
+    "swin_t",
+    "swin_v2_t",
+    "convnext_tiny",
+    "maxvit_t",
+    "wide_resnet50_2",
+    "vit_b_32",
+    "alexnet",
+    "vgg11_bn",
+]
 """One per family of classification models, lightest first."""
 
-TIMM = ["starnet_s050", "dla46x_c", "lcnet_035", "mobilevit_xxs", "edgenext_xx_small", "ese_vovnet19b_slim_dw", "repghostnet_050", "efficientvit_m0", "ghostnet_050", "regnetx_002", "cspnext_tiny", "iformer_t", "xcit_nano_12_p8_224", "resnet18", "efficientvit_b0", "swiftformer_xs", "efficientformerv2_s0", "pvt_v2_b0", "convnext_atto_rms", "fasternet_t0", "lcnetv2_small", "inception_next_atto", "cs3darknet_focus_s", "rexnet_100", "mobileone_s1", "pit_ti_224", "hardcorenas_b", "fastvit_t8", "efficientnet_b0", "repvit_m1", "coat_tiny", "eva02_tiny_patch14_224", "convit_tiny", "mixer_s32_224", "hgnetv2_b0", "shvit_s1", "cpubone_nano", "efficientvim_m1", "mambaout_femto", "levit_128s", "densenet121", "crossvit_tiny_240", "dpn48b", "visformer_tiny", "halonet_h1", "resnest14d", "resnetv2_18", "legacy_seresnet18", "poolformer_s12", "cait_xxs24_224", "skresnet18", "gcvit_xxtiny", "tiny_vit_5m_224", "efficientformer_l1", "hrnet_w18_small", "coatnet_nano_cc_224", "lowformer_b0", "nf_ecaresnet26", "nest_tiny", "convmixer_768_32", "vit_relpos_small_patch16_rpn_224", "deit3_small_patch16_224", "vitamin_small_224", "tnt_s_legacy_patch16_224", "rdnet_tiny", "twins_svt_small", "mvitv2_tiny", "res2next50", "volo_d1_224", "sequencer2d_s", "hiera_tiny_224", "swin_tiny_patch4_window7_224", "davit_tiny", "focalnet_tiny_srf", "selecsls42", "tresnet_m", "nextvit_small", "vit_small_r26_s32_224", "swinv2_tiny_window16_256", "legacy_xception", "inception_v3", "hieradet_small", "xception41p", "swinv2_cr_small_224", "csatv2", "inception_v4", "samvit_base_patch16_224", "beit_base_patch16_224", "inception_resnet_v2", "mobilenetv5_base", "vgg11", "pnasnet5large", "nasnetalarge", "naflexvit_base_patch16_gap", "vit_tiny_patch16_224", "qwen3_vit_88m", "gemma4_vit_167m", "deepseek_vit_412m", "gmlp_ti16_224", "resmlp_12_224", "maxvit_nano_rw_256", "coatnext_nano_rw_224", "maxxvit_rmlp_nano_rw_256", "caformer_s18", "vit_base_patch32_clip_224", "mobilenetv3_small_050", "tf_efficientnetv2_b0", "regnetz_b16", "resnet50d", "seresnext26t_32x4d", "lambda_resnet26t", "botnet26t_256", "eca_nfnet_l0", "skresnext50_32x4d"]
-"""One per module of timm (each a family), lightest first, and some relatives of another kind."""
+TIMM = [
+    "starnet_s050",
+    "dla46x_c",
+    "lcnet_035",
+    "mobilevit_xxs",
+    "edgenext_xx_small",
+    "ese_vovnet19b_slim_dw",
+    "repghostnet_050",
+    "efficientvit_m0",
+    "ghostnet_050",
+    "regnetx_002",
+    "cspnext_tiny",
+    "iformer_t",
+    "xcit_nano_12_p8_224",
+    "resnet18",
+    "efficientvit_b0",
+    "swiftformer_xs",
+    "efficientformerv2_s0",
+    "pvt_v2_b0",
+    "convnext_atto_rms",
+    "fasternet_t0",
+    "lcnetv2_small",
+    "inception_next_atto",
+    "cs3darknet_focus_s",
+    "rexnet_100",
+    "mobileone_s1",
+    "pit_ti_224",
+    "hardcorenas_b",
+    "fastvit_t8",
+    "efficientnet_b0",
+    "repvit_m1",
+    "coat_tiny",
+    "eva02_tiny_patch14_224",
+    "convit_tiny",
+    "mixer_s32_224",
+    "hgnetv2_b0",
+    "shvit_s1",
+    "cpubone_nano",
+    "efficientvim_m1",
+    "mambaout_femto",
+    "levit_128s",
+    "densenet121",
+    "crossvit_tiny_240",
+    "dpn48b",
+    "visformer_tiny",
+    "halonet_h1",
+    "resnest14d",
+    "resnetv2_18",
+    "legacy_seresnet18",
+    "poolformer_s12",
+    "cait_xxs24_224",
+    "skresnet18",
+    "gcvit_xxtiny",
+    "tiny_vit_5m_224",
+    "efficientformer_l1",
+    "hrnet_w18_small",
+    "coatnet_nano_cc_224",
+    "lowformer_b0",
+    "nf_ecaresnet26",
+    "nest_tiny",
+    "convmixer_768_32",
+    "vit_relpos_small_patch16_rpn_224",
+    "deit3_small_patch16_224",
+    "vitamin_small_224",
+    "tnt_s_legacy_patch16_224",
+    "rdnet_tiny",
+    "twins_svt_small",
+    "mvitv2_tiny",
+    "res2next50",
+    "volo_d1_224",
+    "sequencer2d_s",
+    "hiera_tiny_224",
+    "swin_tiny_patch4_window7_224",
+    "davit_tiny",
+    "focalnet_tiny_srf",
+    "selecsls42",
+    "tresnet_m",
+    "nextvit_small",
+    "vit_small_r26_s32_224",
+    "swinv2_tiny_window16_256",
+    "legacy_xception",
+    "inception_v3",
+    "hieradet_small",
+    "xception41p",
+    "swinv2_cr_small_224",
+    "csatv2",
+    "inception_v4",
+    "samvit_base_patch16_224",
+    "beit_base_patch16_224",
+    "inception_resnet_v2",
+    "mobilenetv5_base",
+    "vgg11",
+    "pnasnet5large",
+    "nasnetalarge",
+    "naflexvit_base_patch16_gap",
+    "vit_tiny_patch16_224",
+    "qwen3_vit_88m",
+    "gemma4_vit_167m",
+    "deepseek_vit_412m",
+    "gmlp_ti16_224",
+    "resmlp_12_224",
+    "maxvit_nano_rw_256",
+    "coatnext_nano_rw_224",
+    "maxxvit_rmlp_nano_rw_256",
+    "caformer_s18",
+    "vit_base_patch32_clip_224",
+    "mobilenetv3_small_050",
+    "tf_efficientnetv2_b0",
+    "regnetz_b16",
+    "resnet50d",
+    "seresnext26t_32x4d",
+    "lambda_resnet26t",
+    "botnet26t_256",
+    "eca_nfnet_l0",
+    "skresnext50_32x4d",
+]
+"""One per module of timm (each a family), lightest first, then some of another kind."""
 
 
 def made_up() -> Iterator[tuple[str, nn.Module, tuple[torch.Tensor, ...]]]:
@@ -38,9 +177,7 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 16, 24, 32, 48)
-        self.stages = nn.ModuleList(
-            nn.Sequential(block(a, b, 2), block(b, b)) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.stages = nn.ModuleList(nn.Sequential(block(a, b, 2), block(b, b)) for a, b in pairwise(widths))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         found = []

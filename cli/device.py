@@ -55,6 +55,7 @@ def run(
         str | None, typer.Option("--cut", help="Which of the bundle's cuts; its first by default.")
     ] = None,
     quality: Annotated[int | None, typer.Option(help="0 is the smallest payload; the best by default.")] = None,
+    coder: Annotated[str | None, typer.Option(help="context/1, bitplane-zstd/1 or raw/1; the best by default.")] = None,
     policy: Annotated[
         PolicyName, typer.Option(help="Always the given point, or the best for an objective, frame by frame.")
     ] = PolicyName.STATIC,
@@ -86,6 +87,7 @@ def run(
     from ..device.schedule import parse_link
     from ..runtime.answer import Form, Wanted
     from ..runtime.bundle import Bundle
+    from ..runtime.codec import labels
     from ..runtime.session import SessionOptions
 
     servers = server.split(",")
@@ -95,6 +97,7 @@ def run(
         cut=cut_name,
         quality=quality,
         wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP),
+        coders=(coder,) if coder else tuple(labels()),
         policy=_policy(policy, floor),
         deadline_ms=deadline_ms,
         timeout_s=timeout,

@@ -17,8 +17,8 @@ def serve(
     bundles: Annotated[Path, typer.Argument(help="A folder of bundles, or one bundle.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")] = 8470,
-    cert: Annotated[Path | None, typer.Option(help="The server's certificate (PEM), for TLS.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     client_ca: Annotated[
         Path | None, typer.Option(help="Devices have to show a certificate of this authority (PEM).")
     ] = None,
@@ -34,6 +34,13 @@ def serve(
     ] = 0.0,
     threads: Threads = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Frames that share one run of a tail, at most.")] = 32,
+    max_wait: Annotated[float, typer.Option(help="Seconds in the queue above which a frame is turned away.")] = 0.5,
+    max_stream: Annotated[
+        float, typer.Option(help="Seconds after which a stream is told to connect again, so that streams spread.")
+    ] = 0.0,
+    provider: Annotated[
+        list[str] | None, typer.Option(help="Execution providers, best first; the best there are by default.")
+    ] = None,
     max_frame_bytes: Annotated[int, typer.Option(min=1, help="Largest payload of a frame that is accepted.")] = 8 << 20,
     drain: Annotated[float, typer.Option(help="Seconds that SIGTERM leaves for what is under way.")] = 10.0,
     as_json: Json = False,
@@ -48,20 +55,21 @@ def serve(
     from ..server import BatchOptions, ServeOptions, TlsOptions, best_providers
     from ..server import serve as serve_until_told
 
-    if (cert is None) != (key is None) or (client_ca is not None and cert is None):
-        raise UsageError("TLS takes --cert and --key together; --client-ca goes with them")
+    if (tls_cert is None) != (tls_key is None) or (client_ca is not None and tls_cert is None):
+        raise UsageError("--tls-cert and --tls-key go together, and --client-ca goes with them")
     options = ServeOptions(
         bundles=bundles,
         host=host,
         port=port,
-        tls=TlsOptions(cert, key, client_ca) if cert is not None and key is not None else None,
+        tls=TlsOptions(tls_cert, tls_key, client_ca) if tls_cert is not None and tls_key is not None else None,
         tokens=tokens,
         insecure=insecure,
         limits=Limits(max_frame_bytes=max_frame_bytes),
-        batch=BatchOptions(max_batch=max_batch),
-        session=SessionOptions(best_providers(), threads=threads),
+        batch=BatchOptions(max_batch=max_batch, max_wait_s=max_wait),
+        session=SessionOptions(tuple(provider or best_providers()), threads=threads),
         metrics_port=metrics_port,
         watch_s=watch,
+        max_stream_s=max_stream,
         drain_s=drain,
     )
     raise typer.Exit(serve_until_told(options, ready=lambda address: output.listening(address, as_json=as_json)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -33,15 +33,17 @@ class Greeting:
     bundle: str
     """Digest of the manifest; the server's half must have the same."""
     wanted: Wanted
+    coders: tuple[str, ...] = field(default_factory=lambda: tuple(codec.labels()))
+    """Labels of the coders that frames may use, best first."""
 
     def to_wire(self) -> pb.ClientMessage:
-        """The greeting as a message, with the coders of this installation."""
+        """The greeting as a message."""
         return pb.ClientMessage(
             hello=pb.Hello(
                 protocol=PROTOCOL,
                 model=self.model,
                 bundle=self.bundle,
-                coders=codec.labels(),
+                coders=self.coders,
                 answer=wanted_to_wire(self.wanted),
             )
         )

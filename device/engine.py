@@ -54,7 +54,7 @@ class Engine:
         self.point(options.quality)
         self.uplink = Uplink(
             servers,
-            Greeting(bundle.manifest.name, bundle.digest, options.wanted),
+            Greeting(bundle.manifest.name, bundle.digest, options.wanted, options.coders),
             UplinkOptions(options.timeout_s, options.stall_s or options.timeout_s / 5, link=options.link),
             on_fatal,
         )

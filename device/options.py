@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import get_args
 
+from ..runtime import codec
 from ..runtime.answer import Wanted
 from ..runtime.errors import UsageError
 from ..runtime.link import LinkOptions
@@ -24,6 +25,9 @@ class DeviceOptions:
     """Quality of frames that name none; the cut's best where none is given."""
     wanted: Wanted = field(default_factory=Wanted)
     """Full output tensors, or the best classes alone."""
+    coders: tuple[str, ...] = field(default_factory=lambda: tuple(codec.labels()))
+    """Labels of the coders that frames may use, best first; the server takes the first that it knows. On a fast link
+    "raw/1" can be quicker than any coding."""
     policy: Policy = field(default_factory=Static)
     """Chooses each frame's operating point."""
     deadline_ms: float | None = None
@@ -50,6 +54,10 @@ class DeviceOptions:
     """What the policy reckons energy with."""
 
     def __post_init__(self) -> None:
+        if not self.coders:
+            raise UsageError(f"at least one coder is needed, of {', '.join(codec.labels())}")
+        for label in self.coders:
+            codec.by_label(label)
         if self.window < 1:
             raise UsageError(f"a window of {self.window} frames is none; give 1 or more")
         if self.timeout_s <= 0 or (self.stall_s is not None and self.stall_s <= 0):

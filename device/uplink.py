@@ -167,7 +167,7 @@ class Uplink:
             threading.Thread(target=self._watch, name="narrows-clock", daemon=True),
         ]
         self.counters = Counters()
-        self.coder = codec.labels()[0]
+        self.coder = greeting.coders[0]
         """Label of the coder that was agreed on last; this end's own first choice before that."""
         self.fatal: NarrowsError | None = None
         """Why no frame can ever be answered, once that is known."""

@@ -6,8 +6,8 @@ bundle = cut_model("model.onnx", cut.name, output="bundles/model", calibrate="ph
 """
 
 from .build import cut_model, list_cuts
-from .cuts import CutPoint, CutTensor
 from .load import Model, load
+from .points import CutPoint, CutTensor
 from .quantise import Quantiser
 
 __all__ = ["CutPoint", "CutTensor", "Model", "Quantiser", "cut_model", "list_cuts", "load"]

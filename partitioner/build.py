@@ -19,16 +19,17 @@ from ..runtime.session import runtime
 from .batch import with_batch
 from .calibrate import Progress
 from .calibrate import calibrate as calibrate_steps
-from .cuts import MAX_TENSORS, CutPoint, list_points
 from .data import DEFAULT_FRAMES, Calibration
 from .golden import write_golden
 from .graph import Graph, require_data, view
 from .load import Model, load
 from .plan import Plan, make_plan, spec_of
+from .points import CutPoint, list_points
 from .preprocess import parse, with_pictures
 from .prove import PROOF_LEVEL, classify, measure
 from .quantise import Quantiser, QuantiserTable
 from .runner import Runner
+from .search import MAX_TENSORS
 from .shapes import OPAQUE, Dim, TensorInfo
 from .split import Crossing, Parts, split
 from .store import write

@@ -16,6 +16,7 @@ import networkx as nx
 
 from .cuts import Flow, Separation
 from .graph import Graph
+from .points import describe
 from .shapes import why_not
 
 _DEVICE, _SERVER = "device", "server"
@@ -79,8 +80,6 @@ def linear_prices(
 
 
 def _bytes(graph: Graph, name: str, bytes_per_float: float) -> float:
-    from .cuts import describe
-
     tensor = describe(name, graph.infos.get(name))
     return tensor.elements * bytes_per_float if "float" in tensor.dtype else tensor.raw_bytes
 

@@ -11,10 +11,11 @@ import onnx
 from ..runtime.errors import NothingToCutError, UsageError
 from ..runtime.manifest import Preprocess, TensorSpec
 from .batch import with_batch, with_one
-from .cuts import Separation, list_points, separate
+from .cuts import Separation, separate
 from .data import Calibration, Frame, made_up_frames, read_frames
 from .graph import Graph, require_data, view
 from .load import Model
+from .points import list_points
 from .prove import PROOF_LEVEL, Feeder, check_batch, check_exact
 from .runner import Runner
 from .shapes import TensorInfo, numpy_name
@@ -127,7 +128,7 @@ def resolve(graph: Graph, at: Sequence[str]) -> Sequence[str]:
         points = list_points(graph)
         if not points:
             raise NothingToCutError(
-                f"{graph.model.name}: no single tensor separates this graph; name several (--at A --at B)"
+                f"{graph.model.name}: no single tensor separates this graph; name several (--at A+B)"
             )
         return [points[0].name]
     return [part for name in at for part in (name.split("+") if not graph.is_data(name) else [name])]

@@ -26,7 +26,7 @@ from .store import external_bytes, tensors
 Array = NDArray[Any]
 
 SLICE_BYTES = 256 << 20
-_WHOLE_BYTES = 512 << 20
+WHOLE_BYTES = 512 << 20
 """Weights up to this are held in one session."""
 
 
@@ -46,7 +46,7 @@ class Runner:
         """
         self.inputs = [value.name for value in proto.graph.input]
         self.outputs = [value.name for value in proto.graph.output]
-        heavy = external_bytes(proto) + proto.ByteSize() > _WHOLE_BYTES
+        heavy = external_bytes(proto) + proto.ByteSize() > WHOLE_BYTES
         self._steps: Sequence[_Step] = (
             _slices(proto, folder, level) if heavy else [_Step(proto, folder, level, keep=True)]
         )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shutil
 import sys
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +66,14 @@ def from_library(source: str, weights: str | Path | None) -> Model:
     return export(made, Path(name).name)
 
 
+class _Folder:
+    """A temporary folder that goes when the last model that has its weights there goes."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="narrows."))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 def export(source: Any, name: str) -> Model:
     """Export a torch module.
 
@@ -76,9 +86,9 @@ def export(source: Any, name: str) -> Model:
         ModelError: it is no module, or neither exporter takes it.
     """
     made = source if isinstance(source, Module) else _with_example(source, name)
-    folder = tempfile.TemporaryDirectory(prefix="narrows.")
+    folder = _Folder()
     made.module.eval()
-    path = Path(folder.name) / "model.onnx"
+    path = folder.path / "model.onnx"
     reasons = []
     for exporter in (_export, _trace):
         try:
@@ -189,9 +199,10 @@ def _hugging_face(path: str, weights: str | Path | None) -> Module:
         raise ModelError(f"hf:{path}: no folder with a config.json; models are taken from disk only")
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     architecture = next(iter(config.architectures or ()), None)
-    maker = getattr(transformers, architecture or "AutoModel", None)
-    if maker is None:
-        raise ModelError(f"hf:{path}: this transformers has no {architecture}")
+    try:
+        maker = getattr(transformers, architecture or "AutoModel")
+    except (AttributeError, ImportError) as error:
+        raise ModelError(f"hf:{path}: this transformers has no {architecture} ({first_line(error)})") from None
     try:
         if weights is None:
             module = maker.from_pretrained(path, local_files_only=True)
@@ -266,7 +277,8 @@ def _load_weights(module: Any, weights: str | Path | None) -> None:
 def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    # A torchvision built for another torch fails with RuntimeError, a missing shared library with OSError.
+    except (ImportError, RuntimeError, OSError) as error:
         install = _INSTALL.get(name.partition(".")[0], f"pip install {name}")
         raise MissingDependencyError(f"{name} cannot be imported ({first_line(error)}): {install}") from None
 

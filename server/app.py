@@ -16,6 +16,7 @@ from ..runtime.link import new_server
 from .clients import TokenFile
 from .heads import HeadStore
 from .health import Health
+from .notify import READY, STOPPING, notify
 from .oip import OpenInference
 from .options import ServeOptions
 from .plane import DataPlane, PlaneOptions
@@ -52,7 +53,7 @@ class Server:
         self._watcher: asyncio.Task[None] | None = None
         self.plane = DataPlane(PlaneOptions(options.limits, options.clients, options.batch))
         self._health = Health(self.plane.catalogue)
-        self._service = SplitService(self.plane)
+        self._service = SplitService(self.plane, options.max_stream_s)
         self._grpc: grpc.aio.Server | None = None
         self._web: WebServer | None = None
 
@@ -184,7 +185,9 @@ async def _run_server(server: Server, stop: asyncio.Event, again: asyncio.Event,
     looking = asyncio.create_task(_look_when_told(server, again))
     try:
         ready(await server.start())
+        notify(READY)
         await stop.wait()
+        notify(STOPPING)
     finally:
         looking.cancel()
         await server.stop()

@@ -39,6 +39,9 @@ class ServeOptions:
     """Port of the metrics and the status page, on `host`; 0 takes any free one, None for neither."""
     watch_s: float = 0.0
     """Seconds between looks at the folder for new, changed and vanished bundles; 0 for looking on SIGHUP alone."""
+    max_stream_s: float = 0.0
+    """Age at which a stream is told to connect again, a tenth more or less, so that streams spread over servers that
+    came later; 0 for never."""
     drain_s: float = 10.0
     """Between the signal to stop and the end of the process, at most."""
 
@@ -48,6 +51,8 @@ class ServeOptions:
                 raise UsageError(f"a port is 0 to 65535, not {port}")
         if self.drain_s <= 0:
             raise UsageError(f"draining needs some time: more than 0 s, not {self.drain_s}")
+        if self.max_stream_s < 0:
+            raise UsageError(f"a stream's age is 0 s or more, not {self.max_stream_s}")
         if self.watch_s < 0:
             raise UsageError(f"the folder is looked at every {self.watch_s} s? Say 0 for not at all")
         if not is_loopback(self.host) and not self.insecure and self.metrics_port is not None:

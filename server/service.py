@@ -38,8 +38,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SplitInference"].full_name
 class SplitService(split_pb2_grpc.SplitInferenceServicer):
     """The servicer. Keeps track of the streams that are open, so that they can be drained."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, max_stream_s: float = 0.0) -> None:
         self._plane = plane
+        self._max_stream_s = max_stream_s
         self._streams: set[DeviceStream] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -94,7 +95,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
                 if self._plane.draining:
                     raise DrainingError("the server is going down; connect again, elsewhere or later")
                 with self._counted(stream), self._plane.catalogue.using(stream.served):
-                    await stream.serve()
+                    await stream.serve(self._max_stream_s)
 
     async def drain(self) -> None:
         """Take no new frame, tell every stream, and wait until the last has ended and every call has its answer."""

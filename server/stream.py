@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from typing import Any
 
@@ -11,7 +12,7 @@ import grpc.aio
 from ..protos import split_pb2 as pb
 from ..runtime.answer import Reply
 from ..runtime.codec import best_common
-from ..runtime.errors import DeadlineError, FrameError, NarrowsError, OverloadedError, UsageError
+from ..runtime.errors import DeadlineError, DrainingError, FrameError, NarrowsError, OverloadedError, UsageError
 from ..runtime.version import VERSION
 from ..runtime.wire import PROTOCOL, frame_from_wire, reply_to_wire, wanted_from_wire
 from .catalogue import Served
@@ -43,6 +44,7 @@ class DeviceStream:
         self._outbox: deque[pb.ServerMessage] = deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
+        self._leaving = False
         self._lingered = False
         limits = plane.limits
         self._send(
@@ -74,23 +76,32 @@ class DeviceStream:
         served = plane.catalogue.find(hello.model, require_digest(hello.bundle))
         return cls(plane, context, client, served, hello)
 
-    async def serve(self) -> None:
+    async def serve(self, max_age_s: float = 0.0) -> None:
         """Serve until the device half-closes, or, while draining, until it had time to.
+
+        Args:
+            max_age_s: seconds after which the device is told to connect again, a tenth more or less; 0 for never.
 
         Raises:
             UsageError: a message that is no frame.
         """
         reader = asyncio.create_task(self._read(), name="read frames")
         reader.add_done_callback(lambda _: self._wake.set())
+        ageing = self._age(max_age_s) if max_age_s else None
         try:
             await self._write(reader)
         finally:
+            if ageing is not None:
+                ageing.cancel()
             reader.cancel()
             for job in self._pending.values():
                 self._plane.cancel(self.served, job)
 
     def drain(self) -> None:
         """Tell the device in-band, and end the stream once its frames are answered and it had time to half-close."""
+        if self._leaving:
+            return
+        self._leaving = True
         self._send(draining=pb.Draining())
         asyncio.get_running_loop().call_later(LINGER_S, self._linger_over)
 
@@ -119,6 +130,8 @@ class DeviceStream:
 
     def _take(self, message: pb.Frame) -> None:
         try:
+            if self._leaving:
+                raise DrainingError("this stream is about to end and takes no new frame; connect again")
             if message.id in self._pending:
                 raise FrameError(f"frame {message.id} is in flight already; give every frame of a stream its own id")
             limit = self._plane.limits.max_in_flight
@@ -143,6 +156,10 @@ class DeviceStream:
     def _send(self, **message: Any) -> None:
         self._outbox.append(pb.ServerMessage(**message))
         self._wake.set()
+
+    def _age(self, max_age_s: float) -> asyncio.TimerHandle:
+        # Streams that began together, after a restart, would otherwise come back together for ever.
+        return asyncio.get_running_loop().call_later(max_age_s * random.uniform(0.9, 1.1), self.drain)
 
     def _linger_over(self) -> None:
         self._lingered = True

@@ -11,12 +11,13 @@ import pytest
 from graphs import CHANNELS, SIDE, GraphBuilder, random_models, residual
 from hypothesis import HealthCheck, given, settings
 from narrows.partitioner import Quantiser, cut_model
-from narrows.partitioner.cuts import frontiers, separate
+from narrows.partitioner.cuts import separate
 from narrows.partitioner.data import made_up_frames
 from narrows.partitioner.graph import view
 from narrows.partitioner.load import Model, normalise
 from narrows.partitioner.prove import Feeder, check_exact
 from narrows.partitioner.runner import Runner
+from narrows.partitioner.search import frontiers
 from narrows.partitioner.split import split
 from narrows.runtime.errors import CutError, ShapeError
 from narrows.runtime.halves import Final, Head, Tail
