@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-
-for _threads in ("BLOSC_NTHREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_threads, "1")
 
 import numpy as np
 import onnx

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import struct
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc.aio
 import numpy as np
+from narrows.protos import oip_pb2, split_pb2_grpc
 from narrows.protos import split_pb2 as pb
-from narrows.protos import split_pb2_grpc
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.codec import labels
 from narrows.runtime.frame import Frame, FrameCodec
@@ -149,11 +151,64 @@ class Stream:
         await self._channel.close()
 
 
+class OipStream(Stream):
+    """The same load over the Open Inference Protocol's stream, for any server that speaks it."""
+
+    model = "net"
+
+    async def open(self) -> None:
+        """Connect."""
+        method = self._channel.stream_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            oip_pb2.ModelInferRequest.SerializeToString,
+            oip_pb2.ModelStreamInferResponse.FromString,
+        )
+        self._call = method()
+
+    async def send(self, deadline_ms: int = 0) -> None:
+        """Send the next frame."""
+        frame = self._frames[self._next % len(self._frames)]
+        request = oip_pb2.ModelInferRequest(model_name=self.model, id=str(self._next))
+        request.inputs.add(name="FRAME", datatype="BYTES", shape=[1, 1])
+        element = pb.InferRequest(bundle=self._bundle.digest, frame=frame).SerializeToString()
+        request.raw_input_contents.append(struct.pack("<I", len(element)) + element)
+        self._sent_s[self._next] = time.perf_counter()
+        self._next += 1
+        self.result.sent += 1
+        await self._call.write(request)
+
+    async def receive(self) -> None:
+        """Take one response and count it."""
+        answer = await self._call.read()
+        number = int(answer.infer_response.id)
+        latency_ms = (time.perf_counter() - self._sent_s.pop(number)) * 1e3
+        if answer.error_message:
+            self.result.outcomes["error"] += 1
+            return
+        self.result.outcomes["ok"] += 1
+        self.result.latencies_ms.append(latency_ms)
+
+
+class NarrowsOipStream(OipStream):
+    """To our own server, whose split models have names of their own."""
+
+    async def open(self) -> None:
+        """Connect."""
+        self.model = f"{self._bundle.manifest.name}.split"
+        await super().open()
+
+
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far, all threads."""
+    """Processor time of a process and its children so far, all threads."""
     with open(f"/proc/{pid}/stat", encoding="ascii") as file:  # noqa: PTH123
         fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]
+    return own + sum(cpu_seconds(child) for child in children)
+
+
+def _children(task: Path) -> list[str]:
+    return (task / "children").read_text().split()
 
 
 def resident_bytes(pid: int) -> int:

@@ -87,7 +87,7 @@ def measure(features: Array, probes: Array, tail: Tail, axis: int = 1, aim: Allo
         change = _rows(tail(np.ascontiguousarray(np.moveaxis(noisy, 1, axis)))) - reference
         return float((change**2).mean()) / scale
 
-    return [_curve(channel, lambda *at, c=c: harm(c, *at), aim) for c, channel in enumerate(by_channel)]  # type: ignore[misc]
+    return [_curve(channel, lambda *at, c=c: harm(c, *at), aim) for c, channel in enumerate(by_channel)]
 
 
 def allocate(curves: Sequence[Curve], axis: int = 1, aim: Allocation | None = None) -> QuantiserTable:
@@ -107,7 +107,7 @@ def allocate(curves: Sequence[Curve], axis: int = 1, aim: Allocation | None = No
     low, high = (np.array([getattr(curve, end) for curve in curves]) for end in ("low", "high"))
     below, above = np.floor(low / steps + 0.5), np.floor(high / steps + 0.5)
     levels = np.maximum.accumulate(np.maximum((above - below).max(axis=1) + 1, 2)).astype(int)
-    return QuantiserTable(tuple(levels.tolist()), axis, steps.astype(np.float32), (-below).astype(np.float32))
+    return QuantiserTable(tuple(levels.tolist()), axis, steps.astype(np.float32), (0.0 - below).astype(np.float32))
 
 
 def _curve(channel: Array, harm: Callable[[float, float, float], float], aim: Allocation) -> Curve:

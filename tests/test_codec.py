@@ -202,6 +202,18 @@ def test_every_truncation_and_every_extension_is_refused():
             bound.decode(payload + extra)
 
 
+@pytest.mark.parametrize("with_twin", [False, True])
+@pytest.mark.parametrize(("levels", "wider"), [(200, 208), (600, 1000)])
+def test_symbols_outside_the_alphabet_do_not_come_out(levels, wider, with_twin):
+    # Both alphabets have the same digits, so only the symbols themselves show that the payload is for the other.
+    symbols = smooth_symbols((3, 6, 6), wider)
+    symbols[1, 2, 3] = wider - 1
+    made, read = (SymbolSpec(symbols.shape, symbols.dtype, n, 0) for n in (wider, levels))
+    payload = BoundContext(made, default_table(Geometry.of(made)), engine()).encode(symbols)
+    with pytest.raises(CoderError):
+        BoundContext(read, default_table(Geometry.of(read)), _twin if with_twin else engine()).decode(payload)
+
+
 def test_the_wrong_table_is_refused_or_shows_in_the_symbols():
     symbols = smooth_symbols((4, 9, 9), 16)
     spec = spec_of(symbols, 16, 0)

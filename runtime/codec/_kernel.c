@@ -94,7 +94,8 @@ static int scratch_init(Scratch *s, const Model *m, int ops_per_symbol) {
     if (ops_per_symbol) s->ops = malloc(area * m->channels * ops_per_symbol * sizeof(uint32_t));
     s->known[0] = malloc((size_t)m->cols * LANES * sizeof(int32_t));
     s->step[0] = malloc((size_t)m->cols * LANES);
-    if (!s->planes || !s->base[0] || !s->known[0] || !s->step[0] || !s->cdf || !s->counts || (ops_per_symbol && !s->ops)) return -1;
+    if (!s->planes || !s->base[0] || !s->known[0] || !s->step[0] || !s->cdf || !s->counts) return -1;
+    if (ops_per_symbol && !s->ops) return -1;
     for (int l = 1; l < LANES; l++) {
         s->base[l] = s->base[l - 1] + area;
         s->known[l] = s->known[l - 1] + m->cols;
@@ -185,7 +186,7 @@ typedef struct {
     int32_t left_weight;
     int left;             /* the last symbol's context value */
     unsigned offset;
-    uint32_t sum;         /* of the rows before this one */
+    uint64_t sum;         /* of the rows before this one */
 } Lane;
 
 typedef struct {
@@ -225,8 +226,9 @@ static uint8_t *plane_row(const Model *m, const Scratch *s, int c, int y) {
 
 /* The weighted mean of the rows before row `y`. */
 static int32_t mean_before(const Model *m, const Lane *lane, int c, int y, int16_t weight) {
-    uint32_t mean = y ? (lane->sum << MEAN_BITS) / ((uint32_t)y * (uint32_t)m->cols) : (uint32_t)m->pad[c] << MEAN_BITS;
-    return (weight * (int32_t)mean) >> MEAN_BITS;
+    uint64_t seen = (uint64_t)y * (uint64_t)m->cols;
+    int32_t mean = y ? (int32_t)((lane->sum << MEAN_BITS) / seen) : m->pad[c] << MEAN_BITS;
+    return (weight * mean) >> MEAN_BITS;
 }
 
 static void lane_begin_row(const Model *m, const Scratch *s, Lane *lane, int l, int c, int y) {
@@ -256,7 +258,7 @@ static void lane_begin_row(const Model *m, const Scratch *s, Lane *lane, int l, 
 }
 
 static void lane_end_row(const Model *m, Lane *lane) {
-    uint32_t sum = 0;
+    uint64_t sum = 0;
     for (int x = 0; x < m->cols; x++) sum += lane->row[x];
     lane->sum += sum;
     lane->row[-1] = lane->row[0];
@@ -501,8 +503,8 @@ INLINE void get_rows(Coding *k, int c, int lanes, int n_states, uint32_t *states
                 uint32_t symbol = get_symbol(k, at, &seen, state + (l & (n_states - 1)), &w, kind, adaptive);
                 lane[l].row[x] = (uint8_t)seen;
                 lane[l].left = (int)seen;
+                if (kind && UNLIKELY(symbol >= (uint32_t)m->levels)) w.damaged = 1;
                 if (kind == 2) {
-                    if (UNLIKELY(symbol >= (uint32_t)m->levels)) w.damaged = 1;
                     wide[(c + l) * area + (Py_ssize_t)y * m->cols + x] = (uint16_t)symbol;
                 }
             }
@@ -667,7 +669,8 @@ static Py_ssize_t elements(const Model *m) { return (Py_ssize_t)m->channels * m-
 static int symbols_view(const Model *m, const Py_buffer *b, uint8_t **narrow, uint16_t **wide) {
     *narrow = b->len == elements(m) ? b->buf : NULL;
     *wide = b->len == 2 * elements(m) ? b->buf : NULL;
-    if (elements(m) > 0 && (*wide || (*narrow && m->bits <= 8))) return 0;
+    int aligned = (uintptr_t)b->buf % sizeof(uint16_t) == 0;
+    if (elements(m) > 0 && ((*wide && aligned) || (*narrow && m->bits <= 8))) return 0;
     PyErr_SetString(PyExc_ValueError, "the buffer of symbols does not fit the model");
     return -1;
 }

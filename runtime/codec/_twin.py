@@ -309,6 +309,8 @@ def _symbol(m: _Model, r: _Reader, d: _Distributions, lane: int, place: tuple[in
     low = r.digit(d, lane, m.first + high * m.subs + sub, m.low_alphabet)
     if not m.wide:
         symbol = high << m.low_bits | low
+        if symbol >= m.levels:
+            raise _DamagedError
         return symbol, symbol
     raw = max(0, high - 4)
     rest = low << raw | r.bits(lane, raw) if raw else low

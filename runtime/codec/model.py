@@ -103,7 +103,8 @@ class Geometry:
     def planes(self, symbols: Symbols) -> Symbols:
         """`symbols` as a contiguous [channels, rows, cols]."""
         moved = symbols if self.axis is None else np.moveaxis(symbols, self.axis, 0)
-        return np.ascontiguousarray(moved).reshape(self.channels, self.rows, self.cols)
+        # Aligned, too: symbols that were read out of a payload may begin at an odd address.
+        return np.require(moved, requirements=["C", "A"]).reshape(self.channels, self.rows, self.cols)
 
     def restore(self, planes: Symbols, shape: tuple[int, ...]) -> Symbols:
         """The inverse of `planes`."""
