@@ -6,10 +6,8 @@ MobileNetV2 is cut at 32×28×28, and the bundle carries the whole model for the
 device process and an emulated link between them; the device's graphs take 60 times as long as they do on one thread
 here (the rest of the time they sleep). A camera gives a picture every so often; each frame has a deadline, and the
 fallback is on for everyone. Over three traces that are made here (a fade to nothing and back, a staircase, a noisy
-cellular walk), these choose the operating point: the controller, Neurosurgeon's rule, static points, `local`, and an
-oracle that knows the trace and has the controller's own figures for all the rest.
-
-`offload` is not a point of this release, so it is not in the table.
+cellular walk), these choose the operating point: the controller, Neurosurgeon's rule (which knows no accuracy floor),
+static points, `local`, `offload`, and an oracle that knows the trace and has the controller's own figures for the rest.
 """
 
 from __future__ import annotations
@@ -18,26 +16,23 @@ import argparse
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
-import onnx
 from narrows.device import Device, DeviceOptions
 from narrows.device.emulator import LinkEmulator
 from narrows.device.local import LocalModel
-from narrows.device.outcome import LOCAL
-from narrows.device.policies import Adaptive, Choice, Neurosurgeon, Policy, Static, View
+from narrows.device.outcome import LOCAL, Point
+from narrows.device.policies import Adaptive, Always, Choice, Neurosurgeon, Policy, Static, View
 from narrows.device.schedule import Schedule, read_trace
 from narrows.runtime.answer import Form, Wanted
-from narrows.runtime.bundle import Bundle, BundleWriter
+from narrows.runtime.bundle import Bundle
 from narrows.runtime.halves import Head
 from narrows.runtime.manifest import Half
 from narrows.runtime.session import SessionOptions
@@ -47,13 +42,7 @@ CUT = "577_quantized"
 PERIOD_S, DEADLINE_MS, FLOOR = 0.45, 800, 0.9
 SLOWER = 60.0
 WARM_UP = 8
-
-
-class Whole:
-    """Always the device."""
-
-    def choose(self, view: View) -> Choice:
-        return Choice(LOCAL)
+OFFLOAD = Point("offload", quality=90)
 
 
 class Oracle:
@@ -70,7 +59,7 @@ class Oracle:
             if one.accuracy < FLOOR:
                 continue
             took = one.latency_s
-            if one.point.mode == "split":
+            if one.point.mode != "local":
                 left = self._schedule.sent_by(now + one.device_s, round(one.wire_bytes))
                 delay = self._schedule.at(left).delay_s if left < float("inf") else 0.0
                 took = left - now + 2 * delay + one.server_s
@@ -97,30 +86,14 @@ def traces(seconds: float) -> dict[str, str]:
     }
 
 
-def add_whole(bundle: Bundle, target: Path) -> Bundle:
-    """The same bundle with the whole model, preprocessing and all, for the device."""
-    from narrows.partitioner.batch import with_batch
-    from narrows.partitioner.load import load
-    from narrows.partitioner.preprocess import with_pictures
-
-    model = load(str(SUBJECT.path))
-    assert bundle.manifest.preprocess is not None
-    whole = with_pictures(with_batch(model) or model, bundle.manifest.preprocess)
-    with BundleWriter(target) as writer:
-        for name, entry in bundle.manifest.files.items():
-            shutil.copy(bundle.file(name), writer.add(name, *entry.halves))
-        onnx.save(whole.proto, writer.add("local.onnx", Half.DEVICE))
-        return writer.finish(replace(bundle.manifest, files={}, local="local.onnx"))
-
-
 # The device's process.
 
 
 def policy_of(name: str, schedule: Schedule, began: float) -> Policy:
     if name == "oracle":
         return Oracle(schedule, began)
-    if name == "local":
-        return Whole()
+    if name in ("local", "offload"):
+        return Always(LOCAL if name == "local" else OFFLOAD)
     if name == "neurosurgeon":
         return Neurosurgeon()
     return Adaptive("latency", floor=FLOOR) if name == "controller" else Static()
@@ -154,6 +127,7 @@ def as_device(job: dict[str, Any]) -> None:
         wanted=Wanted(Form.TOP),
         session=SessionOptions(threads=1),
         quality=job["quality"],
+        offload=OFFLOAD.quality,
     )
     pictures = list(np.load(job["pictures"]))
     with Device(job["bundle"], job["address"], options) as device:
@@ -214,14 +188,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["NARROWS_CACHE"] = name
-        bundle = add_whole(prepare(folder), folder / "bundles" / SUBJECT.name)
+        bundle = prepare(folder)
         best = len(bundle.manifest.cuts[0].qualities) - 1
         job = {"bundle": str(bundle.root), "pictures": str(folder / "pictures.npy"), "quality": best}
         rows, made = [], traces(options.seconds)
         with harness.server(folder / "bundles") as address:
             for trace, text in made.items():
                 (folder / f"{trace}.txt").write_text(text)
-                ways = {"controller": best, "oracle": best, "neurosurgeon": best, "local": best}
+                ways = dict.fromkeys(("controller", "oracle", "neurosurgeon", "local", "offload"), best)
                 ways |= {f"static q{q}": q for q in accurate(bundle)}
                 for way, quality in ways.items():
                     one = {**job, "policy": way, "quality": quality, "seconds": options.seconds}
@@ -239,8 +213,9 @@ def prepare(folder: Path) -> Bundle:
         CUT,
         calibrate=folder / "calibration",
         preprocess=SUBJECT.preprocess,
-        output=folder / "cut" / SUBJECT.name,
+        output=folder / "bundles" / SUBJECT.name,
         quantiser=Quantiser(),
+        whole=tuple(Half),
     )
     from narrows.device import open_source
 
@@ -259,7 +234,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     words = []
     for trace in dict.fromkeys(r["trace"] for r in rows):
         means = {r["policy"]: r["mean ms"] for r in rows if r["trace"] == trace}
-        static = min(v for k, v in means.items() if k == "local" or k.startswith("static"))
+        static = min(v for k, v in means.items() if k in ("local", "offload") or k.startswith("static"))
         own = means["controller"]
         words.append(f"{trace}: {own / means['oracle']:.2f}× the oracle, {own / static:.2f}× the best static")
     return "; ".join(words)

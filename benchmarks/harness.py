@@ -56,6 +56,8 @@ class Subject:
     preprocess: str
     pack: str
     split: str = ""
+    at: str | None = None
+    """Where to cut; the best-ranked tensor of the first half by default."""
 
     @property
     def path(self) -> Path:
@@ -83,7 +85,7 @@ class Subject:
             self.write_pictures(pictures, calibration)
         return cut_model(
             str(self.path),
-            self.cut_in_first_half().name,
+            self.at or self.cut_in_first_half().name,
             calibrate=pictures,
             preprocess=self.preprocess,
             output=folder / "bundles" / (self.name if quantise else f"{self.name}-float"),
@@ -102,6 +104,13 @@ SUBJECTS = (
         "imagenet500_256q90.npz",
     ),
     Subject("squeezenet", "squeezenet_v1.0_deepcompression_fp32.onnx", _IMAGENET_BGR, "imagenet500_256q90.npz"),
+    Subject(
+        "squeezenet-fire5",
+        "squeezenet_v1.0_deepcompression_fp32.onnx",
+        _IMAGENET_BGR,
+        "imagenet500_256q90.npz",
+        at="fire5_relu_conv1x1_1_out",
+    ),
     Subject("resnet20-cifar10", "cifar10_resnet20_jpegft.onnx", _CIFAR, "cifar10_jpeg.npz", "_test"),
     Subject("resnet56-cifar10", "cifar10_resnet56_jpegft.onnx", _CIFAR, "cifar10_jpeg.npz", "_test"),
 )

@@ -107,20 +107,26 @@ def apart(make: Callable[[Path], str], path: Path) -> str:
         return pool.submit(make, path).result()
 
 
-def run(*arguments: str) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a `narrows` process."""
+def run(*arguments: str) -> tuple[float, float, int]:
+    """Seconds, seconds of processor time and peak resident bytes of a `narrows` process."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "narrows", *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"narrows {' '.join(arguments)} ended with {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def row(what: str, measured: tuple[float, int], aim: str) -> dict[str, Any]:
-    seconds, peak = measured
-    return {"what": what, "seconds": round(seconds, 2), "peak MB": round(peak / 1e6), "aim": aim}
+def row(what: str, measured: tuple[float, float, int], aim: str) -> dict[str, Any]:
+    seconds, processor, peak = measured
+    return {
+        "what": what,
+        "seconds": round(seconds, 2),
+        "CPU seconds": round(processor, 2),
+        "peak MB": round(peak / 1e6),
+        "aim": aim,
+    }
 
 
 def main() -> None:

@@ -29,6 +29,9 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of Prometheus metrics and a status page.")
     ] = None,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Make OpenTelemetry spans; run it under opentelemetry-instrument.")
+    ] = False,
     watch: Annotated[
         float, typer.Option(min=0, help="Seconds between looks at the folder; 0 for looking on SIGHUP alone.")
     ] = 0.0,
@@ -68,6 +71,7 @@ def serve(
         batch=BatchOptions(max_batch=max_batch, max_wait_s=max_wait),
         session=SessionOptions(tuple(provider or best_providers()), threads=threads),
         metrics_port=metrics_port,
+        tracing=otel,
         watch_s=watch,
         max_stream_s=max_stream,
         drain_s=drain,

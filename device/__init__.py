@@ -5,7 +5,7 @@ from .inputs import Input
 from .options import DeviceOptions
 from .outcome import Outcome, Point, Prediction
 from .planner import PowerModel
-from .policies import Adaptive, Neurosurgeon, Policy, Static
+from .policies import Adaptive, Always, Neurosurgeon, Policy, Static
 from .run import run_source, save
 from .sources import open_source
 from .status import Status
@@ -13,6 +13,7 @@ from .uplink import Counters
 
 __all__ = [
     "Adaptive",
+    "Always",
     "Counters",
     "Device",
     "DeviceOptions",

@@ -11,6 +11,7 @@ from ..runtime.manifest import Manifest
 from .conversation import Greeting
 from .estimates import Duration
 from .local import LocalModel
+from .offload import check_offloadable
 from .options import DeviceOptions
 from .outcome import Point
 from .pipeline import Journey
@@ -19,6 +20,9 @@ from .policies import Static
 from .predictions import Reader
 from .stages import CutParts, Stages
 from .uplink import Uplink, UplinkOptions
+
+_JPEG_BYTES = 0.25
+"""A photograph's bytes a pixel, until the first one is there."""
 
 
 class Engine:
@@ -66,11 +70,20 @@ class Engine:
             for index, cut in enumerate(manifest.cuts)
             if cut in chosen
         }
-        planner = Planner(options.policy, [part.head.cut for part in parts.values()], options.power)
+        planner = Planner(options.policy, [part.head.cut for part in parts.values()], options.power, self._offload())
         local = LocalModel(self.bundle, options.session) if options.fallback and manifest.local else None
         if local is not None:
             planner.local = Duration(local.first_s)
         return Stages(parts, Reader(manifest, options.wanted), self.uplink, planner, options.timeout_s, local)
+
+    def _offload(self) -> tuple[Point, float] | None:
+        """The point at which the picture itself is sent, where that is allowed, and a first guess of its bytes."""
+        quality, manifest = self._options.offload, self.bundle.manifest
+        if quality is None:
+            return None
+        check_offloadable(manifest, quality)
+        assert manifest.preprocess is not None
+        return Point("offload", quality=quality), _JPEG_BYTES * manifest.preprocess.height * manifest.preprocess.width
 
     def open(self) -> None:
         """Begin to connect."""

@@ -35,6 +35,9 @@ class DeviceOptions:
     answers what the server does not in time; otherwise the frame ends in an error then."""
     fallback: bool = True
     """Let the bundle's whole model, where there is one, answer what no server does."""
+    offload: int | None = None
+    """Quality of the JPEG, 1 to 95, where the policy may also send the picture itself to a server that holds the whole
+    model; None where it may not."""
     timeout_s: float = 10.0
     """A frame that has no answer by then ends in an error, or, with a fallback, on the device."""
     stall_s: float | None = None

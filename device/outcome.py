@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..runtime.answer import Array
 from ..runtime.errors import NarrowsError
 
-Mode = Literal["split", "local"]
+Mode = Literal["split", "local", "offload"]
 Provenance = Literal["server", "local"]
 
 
@@ -23,6 +23,7 @@ class Point:
     cut: str | None = None
     """Name of the cut; None where nothing was cut."""
     quality: int | None = None
+    """Of the cut's ladder; of the JPEG for `offload`."""
 
 
 LOCAL = Point("local")

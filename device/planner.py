@@ -41,24 +41,35 @@ class PowerModel:
 class Planner:
     """Keeps the estimates, asks the policy. Safe to use from several threads."""
 
-    def __init__(self, policy: Policy, cuts: Sequence[Cut], power: PowerModel | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        cuts: Sequence[Cut],
+        power: PowerModel | None = None,
+        offload: tuple[Point, float] | None = None,
+    ) -> None:
         """Begin with what the bundle's own table says.
 
         Args:
             policy: chooses.
             cuts: those whose heads are loaded.
             power: of this device.
+            offload: the point at which the input itself is sent, and a first guess of its bytes.
         """
         self._policy = policy
         self._power = power or PowerModel()
         self._lock = threading.Lock()
-        self._head = {cut.name: Duration() for cut in cuts}
-        self._server = {cut.name: Duration() for cut in cuts}
+        names: list[str | None] = [cut.name for cut in cuts]
+        self._head = {name: Duration() for name in names}
+        self._server = {name: Duration() for name in (*names, None)}
         points = [(Point("split", cut.name, q), cut.qualities[q]) for cut in cuts for q in range(len(cut.qualities))]
-        self._splits = [point for point, _ in points]
+        self._remote = [point for point, _ in points]
         self._accuracy = {point: 1.0 if q.agreement is None else q.agreement for point, q in points}
         self._bytes = {point: q.payload_bytes for point, q in points}
-        self._encode = {point: Duration() for point, _ in points}
+        if offload is not None:
+            self._remote.append(offload[0])
+            self._accuracy[offload[0]], self._bytes[offload[0]] = 1.0, offload[1]
+        self._encode = {point: Duration() for point in self._remote}
         self._heard_s = time.monotonic()
         self._unheard_frames = 0
         self._tried_s = 0.0
@@ -85,10 +96,10 @@ class Planner:
             now = time.monotonic()
             grace_s = deadline_s / 4 if deadline_s is not None else 1.0
             sendable = down_s <= grace_s and self.breaker.allows(now)
-            splits = self._splits if sendable or self.local is None else []
+            remote = self._remote if sendable or self.local is None else []
             view = View(
-                preferred=preferred if splits else LOCAL,
-                candidates=lambda: self._candidates(splits, oldest_s),
+                preferred=preferred if remote else LOCAL,
+                candidates=lambda: self._candidates(remote, oldest_s),
                 deadline_s=deadline_s,
                 unheard_s=now - max(self._heard_s, self._tried_s),
                 unheard_frames=self._unheard_frames,
@@ -96,7 +107,7 @@ class Planner:
             choice = self._policy.choose(view)
             self.last_point = choice.point
             self.probes += choice.probe is not None
-            if choice.point.mode == "split" or choice.probe is not None:
+            if choice.point.mode != "local" or choice.probe is not None:
                 self.breaker.sent(now)
                 self._tried_s, self._unheard_frames = now, 0
             else:
@@ -106,7 +117,7 @@ class Planner:
     def candidates(self) -> list[Candidate]:
         """Every point with what is expected of it just now."""
         with self._lock:
-            return self._candidates(self._splits, 0.0)
+            return self._candidates(self._remote, 0.0)
 
     def head_took(self, cut: str, duration_s: float) -> None:
         """A head has run."""
@@ -125,11 +136,11 @@ class Planner:
             if self.local is not None:
                 self.local.observe(duration_s)
 
-    def answered(self, cut: str, sent_bytes: int, link_s: float, server_s: float, *, in_time: bool) -> None:
+    def answered(self, cut: str | None, sent_bytes: int, link_s: float, server_s: float, *, in_time: bool) -> None:
         """A reply came.
 
         Args:
-            cut: whose tail made it.
+            cut: whose tail made it; None where the whole model did.
             sent_bytes: bytes on the wire of the frame.
             link_s: from sending to reply, without the server's time.
             server_s: the server's own time.
@@ -152,14 +163,14 @@ class Planner:
             self.link.observe_at_least(max(1, sent_bytes), waited_s)
             self.breaker.failed(time.monotonic())
 
-    def _candidates(self, splits: Sequence[Point], oldest_s: float) -> list[Candidate]:
+    def _candidates(self, remote: Sequence[Point], oldest_s: float) -> list[Candidate]:
         whole = [] if self.local is None else [self._whole(self.local)]
-        return [*(self._split(point, oldest_s) for point in splits), *whole]
+        return [*(self._sent(point, oldest_s) for point in remote), *whole]
 
-    def _split(self, point: Point, oldest_s: float) -> Candidate:
-        assert point.cut is not None
+    def _sent(self, point: Point, oldest_s: float) -> Candidate:
         sent = wire_bytes(round(self._bytes[point]) + _FRAME_BYTES)
-        head, encode, server = self._head[point.cut], self._encode[point], self._server[point.cut]
+        head, encode = self._head.get(point.cut, Duration()), self._encode[point]
+        server = self._server[point.cut]
         link_s = self.link.expected_s(sent)
         # A frame that has been out for longer than any should be says that the link is slower than it was.
         link_s += max(0.0, oldest_s - link_s - server.mean_s - 3 * self.link_spread.mean_s)

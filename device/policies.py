@@ -79,6 +79,18 @@ class Static:
         return Choice(view.preferred)
 
 
+class Always:
+    """One point whatever comes: `LOCAL`, or `Point("offload", quality=90)`; the user's own where it cannot be had."""
+
+    def __init__(self, point: Point) -> None:
+        self._point = point
+
+    def choose(self, view: View) -> Choice:
+        """That point."""
+        there = any(candidate.point == self._point for candidate in view.candidates())
+        return Choice(self._point if there else view.preferred)
+
+
 class Neurosurgeon:
     """The least expected latency or energy, by expectations alone (Kang et al., ASPLOS 2017, section 4.3)."""
 
@@ -136,7 +148,7 @@ class Adaptive:
         candidates = view.candidates()
         best = self._best(candidates, view.deadline_s)
         self._last = best.point
-        if best.point.mode == "split" or not self._is_due(view):
+        if best.point.mode != "local" or not self._is_due(view):
             return Choice(best.point)
         splits = [c for c in candidates if c.point.mode == "split"]
         return Choice(best.point, min(splits, key=lambda c: c.wire_bytes).point if splits else None)

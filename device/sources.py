@@ -20,6 +20,8 @@ from .inputs import Input, arrange
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpeg", ".mjpg"})
 _CAMERA = re.compile(r"camera:(\d+)")
+_STREAM = re.compile(r"[a-z][a-z0-9+]*://.+")
+_PIPELINE = "gst:"
 
 
 def open_source(where: str | Path, manifest: Manifest) -> Iterator[Input]:
@@ -27,7 +29,8 @@ def open_source(where: str | Path, manifest: Manifest) -> Iterator[Input]:
 
     Args:
         where: a picture, an `.npz`, an `.npy` or a video file; a folder (and the folders in it) or a glob of pictures,
-            in natural order (`frame2` before `frame10`); or "camera:N".
+            in natural order (`frame2` before `frame10`); "camera:N"; the URL of a stream, such as "rtsp://…"; or
+            "gst:" and a GStreamer pipeline that ends in an appsink.
         manifest: says what one frame is.
 
     Returns:
@@ -40,6 +43,8 @@ def open_source(where: str | Path, manifest: Manifest) -> Iterator[Input]:
     text = str(where)
     if camera := _CAMERA.fullmatch(text):
         return _video(int(camera[1]), text, manifest)
+    if _STREAM.fullmatch(text) or text.startswith(_PIPELINE):
+        return _video(text, text, manifest)
     paths = _find(text)
     if len(paths) == 1 and paths[0].suffix.lower() in VIDEO_SUFFIXES:
         return _video(str(paths[0]), text, manifest)
@@ -155,7 +160,10 @@ def _video(device: int | str, source: str, manifest: Manifest) -> Iterator[Input
         import cv2
     except ImportError:
         raise MissingDependencyError("videos and cameras need OpenCV: pip install 'narrows[video]'") from None
-    capture = cv2.VideoCapture(device)
+    if isinstance(device, str) and device.startswith(_PIPELINE):
+        capture = cv2.VideoCapture(device.removeprefix(_PIPELINE), cv2.CAP_GSTREAMER)
+    else:
+        capture = cv2.VideoCapture(device)
     if not capture.isOpened():
         capture.release()
         raise SourceError(f"{source}: OpenCV cannot open it")

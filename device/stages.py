@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..runtime.answer import Array, Reply
 from ..runtime.bundle import Bundle
 from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
-from ..runtime.frame import FrameCodec
+from ..runtime.frame import Frame, FrameCodec
 from ..runtime.halves import Features, Final, Head
 from ..runtime.session import SessionOptions, graph_errors
 from .fallback import Fallback
 from .inputs import Input
 from .local import LocalModel
+from .offload import picture_frame
 from .outcome import LOCAL, Point
 from .pipeline import Journey
 from .planner import Planner
@@ -95,7 +96,7 @@ class Stages:
             self._answer_locally(journey)
             if choice.probe is not None:
                 self._probe(journey, choice.probe)
-        else:
+        elif choice.point.mode == "split":
             journey.features = self._head(journey, choice.point)
 
     def encode(self, journey: Journey) -> None:
@@ -104,10 +105,10 @@ class Stages:
         Raises:
             FrameTooLargeError: the payloads are more than any server takes.
         """
-        features = journey.features
-        if features is None:
-            raise InternalError("a frame came to the coder without its features")
-        journey.parcel = self._parcel(journey, journey.point, features)
+        if journey.point.mode == "offload":
+            journey.parcel = self._picture(journey, journey.point)
+        else:
+            journey.parcel = self._parcel(journey, journey.point, journey.features)
         if self.fallback is not None and journey.deadline is not None:
             self.fallback.guard(journey, journey.deadline)
         self.uplink.send(journey.parcel)
@@ -143,18 +144,41 @@ class Stages:
         self.planner.head_took(point.cut, timing.duration_s)
         return features
 
-    def _parcel(self, journey: Journey, point: Point, features: Features) -> Parcel:
-        assert point.cut is not None
+    def _picture(self, journey: Journey, point: Point) -> Parcel:
         assert point.quality is not None
+        with _timed(journey, "encode") as timing:
+            frame = picture_frame(journey.index, journey.input.arrays[0], point.quality)
+        self.planner.coder_took(point, timing.duration_s, frame.payload_bytes)
+        return self._for_uplink(journey, point, None, frame, lambda _coder: frame)
+
+    def _parcel(self, journey: Journey, point: Point, features: Features | None) -> Parcel:
+        if features is None or point.cut is None or point.quality is None:
+            raise InternalError("a frame came to the coder without its features")
         codec, quality = self.halves[point.cut].codec, point.quality
         with _timed(journey, "encode") as timing:
             frame = codec.pack(journey.index, features.symbols, quality, self.uplink.coder)
         self.planner.coder_took(point, timing.duration_s, frame.payload_bytes)
+        return self._for_uplink(
+            journey,
+            point,
+            features,
+            frame,
+            lambda coder: codec.pack(journey.index, features.symbols, quality, coder),
+        )
+
+    def _for_uplink(
+        self,
+        journey: Journey,
+        point: Point,
+        features: Features | None,
+        frame: Frame,
+        pack: Callable[[str], Frame],
+    ) -> Parcel:
         expires = journey.began + self.timeout_s
         return Parcel(
             frame=frame,
             expires=expires if journey.deadline is None else min(expires, journey.deadline),
-            pack=lambda coder: codec.pack(journey.index, features.symbols, quality, coder),
+            pack=pack,
             done=lambda parcel, result: self._finish(journey, point, features, parcel, result),
         )
 
@@ -168,16 +192,14 @@ class Stages:
     # What comes back. These run in the uplink's threads.
 
     def _finish(
-        self, journey: Journey, point: Point, features: Features, parcel: Parcel, result: Reply | NarrowsError
+        self, journey: Journey, point: Point, features: Features | None, parcel: Parcel, result: Reply | NarrowsError
     ) -> None:
         """End the frame with what came of it."""
         error = result if isinstance(result, NarrowsError) else result.error
         if isinstance(result, Reply) and error is None:
             self._measure(journey, point, parcel, result)
             try:
-                assert point.cut is not None
-                assert point.quality is not None
-                held = self.halves[point.cut].finish(features, result.outputs, point.quality)
+                held = self._held(point, features, result.outputs)
                 outputs, top = self.reader.read(held, result.top)
                 journey.end(journey.outcome(point, outputs=outputs, top=top, provenance="server"))
             except NarrowsError as damage:
@@ -196,6 +218,12 @@ class Stages:
         """Whether the whole model on the device sees to it that the frame ends."""
         return journey.ended or (self.fallback is not None and self.fallback.guard(journey, time.monotonic()))
 
+    def _held(self, point: Point, features: Features | None, answer: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The model's outputs, as far as device and server have them together."""
+        if features is None or point.cut is None or point.quality is None:
+            return answer
+        return self.halves[point.cut].finish(features, answer, point.quality)
+
     def _measure(self, journey: Journey, point: Point, parcel: Parcel, reply: Reply) -> None:
         now, timing = time.monotonic(), reply.timing
         on_server = {"queue": timing.queue_ms, "decode": timing.decode_ms, "tail": timing.tail_ms}
@@ -203,7 +231,6 @@ class Stages:
         link_ms = max(0.0, (now - parcel.sent) * 1000 - server_ms)
         if not journey.ended:
             journey.ms |= {"link": link_ms, **on_server}
-        assert point.cut is not None
         in_time = journey.deadline is None or now <= journey.deadline
         self.planner.answered(point.cut, parcel.wire_bytes, link_ms / 1000, server_ms / 1000, in_time=in_time)
 

@@ -31,7 +31,7 @@ from ..runtime.errors import (
     ServerUnavailableError,
     UsageError,
 )
-from ..runtime.frame import Frame
+from ..runtime.frame import Frame, Mode
 from ..runtime.link import LinkOptions, check_target
 from .backoff import Backoff
 from .conversation import Conversation, Draining, Event, Greeting, Welcome, with_time_left
@@ -244,7 +244,8 @@ class Uplink:
 
     def _send_on(self, stream: _Stream, parcel: Parcel, now: float) -> None:
         assert stream.welcome is not None
-        if parcel.frame.coder != codec.by_label(stream.welcome.coder).number:
+        split = parcel.frame.mode is Mode.SPLIT
+        if split and parcel.frame.coder != codec.by_label(stream.welcome.coder).number:
             parcel.frame = parcel.pack(stream.welcome.coder)
         if parcel.frame.payload_bytes > stream.welcome.max_frame_bytes:
             raise FrameTooLargeError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Mapping
 
-_AGEING = 1.0002
-"""By which the shortest time on the link grows with every frame, so that a path which has become longer is believed in
-the end (a quarter longer after a thousand frames)."""
+_RELEARN = 1000
+"""Frames after which the shortest time on the link is forgotten, and one frame is let through alone to learn it anew: a
+path may have become longer, and a queue of one's own making must not pass for a long path (BBR's ProbeRTT, Cardwell et
+al., ACM Queue 2016)."""
 _NOT_SERVICE = ("source", "total", "link")
 
 
@@ -39,6 +40,10 @@ class Window:
         self._round: list[float] = []
         self._was_full = False
         self._opened = False
+        self._seen = 0
+        self._stale = 0
+        """Frames under way that began under another limit, and say nothing of this one."""
+        self._resume: tuple[int, int] | None = None
         self.limit = min(first, most)
 
     def acquire(self) -> None:
@@ -72,7 +77,13 @@ class Window:
             if kind != self._kind:
                 self._kind, self._link_ms = kind, float("inf")
             if "link" in ms:
-                self._link_ms = min(self._link_ms * _AGEING, ms["link"])
+                self._link_ms = min(self._link_ms, ms["link"])
+            self._seen += 1
+            if self._relearns():
+                return
+            if self._stale > 0:
+                self._stale -= 1
+                return
             base_ms = (self._link_ms if "link" in ms else 0.0) + sum(
                 took for stage, took in ms.items() if stage not in _NOT_SERVICE
             )
@@ -81,11 +92,32 @@ class Window:
             if len(self._round) >= self.limit:
                 self._adjust()
 
+    def _relearns(self) -> bool:
+        """Whether frames are being let out, so that one can go through alone."""
+        if self._resume is not None:
+            limit, left = self._resume
+            self._resume = (limit, left - 1)
+            if left <= 1:  # one more with every frame, so that they do not crowd
+                self.limit += 1
+                self._changed.notify()
+            if self.limit >= limit:
+                self._resume, self._stale = None, limit
+            return True
+        if self._seen >= _RELEARN and self.limit > 1:
+            # Those under way come first, and then the one that is alone.
+            self._resume, self.limit = (self.limit, self.limit), 1
+            self._seen, self._link_ms = 0, float("inf")
+            self._round.clear()
+            return True
+        return False
+
     def _adjust(self) -> None:
         waiting = self.limit * sorted(self._round)[len(self._round) // 2]
         if waiting > self.MOST_WAITING:
+            self._stale = self.limit
             self.limit = max(1, self.limit - 1)
         elif waiting < self.LEAST_WAITING and self._was_full and self.limit < self._most:
+            self._stale = self.limit
             self.limit += 1
             self._changed.notify()
         self._round.clear()

@@ -17,10 +17,9 @@ def main(bundle: str, server: str, pictures: str) -> None:
                 print(f"{outcome.source}: {outcome.error}", file=sys.stderr)
                 continue
             best = outcome.top[0]
-            seen[best.label or str(best.index)] += 1
-            print(
-                f"{outcome.source}: {best.label or best.index}, {outcome.wire_bytes} bytes, {outcome.ms['total']:.1f} ms"
-            )
+            name = best.label or str(best.index)
+            seen[name] += 1
+            print(f"{outcome.source}: {name}, {outcome.wire_bytes} bytes, {outcome.ms['total']:.1f} ms")
     print(seen.most_common())
 
 

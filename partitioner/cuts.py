@@ -71,6 +71,15 @@ class Flow:
             result[i] = bits
         return result
 
+    @cached_property
+    def symbol_users(self) -> list[tuple[frozenset[str], int]]:
+        """Sets of open dimensions that shape arithmetic asks for, and the nodes that need them."""
+        users: dict[frozenset[str], int] = {}
+        for i, node in enumerate(self.nodes):
+            if symbols := self.graph.needs[node][1]:
+                users[symbols] = users.get(symbols, 0) | 1 << i
+        return list(users.items())
+
     def needed_by(self, tensors: Sequence[str]) -> int:
         """Nodes that have to run before the tensors are there."""
         bits = 0
@@ -132,8 +141,8 @@ def separate(graph: Graph, names: Sequence[str], until: Sequence[str] = ()) -> S
         raise CutError(f"{joined}: nothing is before it for the head; cut later")
     if until and not final:
         raise CutError(f"{', '.join(map(repr, until))}: nothing is left after it for the device; end the body earlier")
-    _check_leaks(flow, names, tail, [head], "--at")
-    _check_leaks(flow, until, final, [tail], "--until")
+    _check_leaks(flow, names, tail, head, "--at")
+    _check_leaks(flow, until, final, tail, "--until")
     _check_dimensions(graph, flow, names, tail)
     crossing = flow.read_by(final)
     back = tuple(name for name in until if name in flow.maker and tail >> flow.maker[name] & 1)
@@ -145,17 +154,14 @@ def separate(graph: Graph, names: Sequence[str], until: Sequence[str] = ()) -> S
     return Separation(names, flow.members(head), flow.members(tail), back, flow.members(final), kept)
 
 
-def _check_leaks(flow: Flow, names: Sequence[str], side: int, before: Sequence[int], option: str) -> None:
+def _check_leaks(flow: Flow, names: Sequence[str], side: int, before: int, option: str) -> None:
     """All that a side reads from the part before it must be among the names, and all the names among what it reads."""
     graph = flow.graph
-    sources = 0
-    for bits in before:
-        sources |= bits
     joined = ", ".join(map(repr, names))
     for tensor in flow.read_by(side):
         maker = flow.maker.get(tensor)
         outside = maker is None and option == "--until"  # an input that the final part reads is on the device anyway
-        if tensor in names or outside or (maker is not None and not sources >> maker & 1):
+        if tensor in names or outside or (maker is not None and not before >> maker & 1):
             continue
         reader = graph.describe(flow.nodes[next(i for i in flow.readers[tensor] if side >> i & 1)])
         together = f"{option} {'+'.join([*names, tensor])}"
@@ -196,19 +202,7 @@ def missing_symbols(graph: Graph, flow: Flow, names: Sequence[str], tail: int) -
         return set()
     carried = open_symbols(graph.infos[name] for name in names if name in graph.infos)
     wanted: set[str] = set()
-    for symbols, bits in _symbol_users(graph, flow):
+    for symbols, bits in flow.symbol_users:
         if bits & tail:
             wanted |= symbols
     return wanted - carried
-
-
-def _symbol_users(graph: Graph, flow: Flow) -> list[tuple[frozenset[str], int]]:
-    """Sets of open dimensions, and the data nodes that need them."""
-    cached: list[tuple[frozenset[str], int]] | None = flow.__dict__.get("_users")
-    if cached is None:
-        users: dict[frozenset[str], int] = {}
-        for i, node in enumerate(flow.nodes):
-            if symbols := graph.needs[node][1]:
-                users[symbols] = users.get(symbols, 0) | 1 << i
-        cached = flow.__dict__["_users"] = list(users.items())
-    return cached

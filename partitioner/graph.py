@@ -20,7 +20,7 @@ import onnx
 from ..runtime.errors import NothingToCutError
 from .check import describe, subgraphs
 from .load import Model
-from .shapes import BATCH, OPAQUE, TensorInfo, batched, infer
+from .shapes import OPAQUE, TensorInfo, batched, infer
 
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli"})
 _RANDOM_MORE = frozenset({"Multinomial", "Dropout"})
@@ -270,6 +270,3 @@ def require_data(graph: Graph) -> None:
 def open_symbols(infos: Iterable[TensorInfo]) -> set[str]:
     """The open dimensions that some of the tensors carry, so that a shape can be said from them."""
     return {dim.symbol for info in infos for dim in info.dims or () if dim.symbol and dim.symbol != OPAQUE}
-
-
-__all__ = ["BATCH", "Graph", "captures", "open_symbols", "reads", "require_data", "view"]

@@ -73,6 +73,8 @@ class Server:
         add_services(self._grpc, self._service, OpenInference(self.plane, self._options.batch.max_batch), self._health)
         address = self._listen(self._grpc)
         await self._health.refresh()
+        if self._options.tracing:
+            self._trace()
         if self._options.metrics_port is not None:
             self._web = self._show(self._options.host, self._options.metrics_port)
         await self._grpc.start()
@@ -111,6 +113,13 @@ class Server:
     def metrics_address(self) -> str:
         """Where metrics and status are shown, "host:port"; empty where they are not."""
         return self._web.address if self._web else ""
+
+    def _trace(self) -> None:
+        try:
+            from .tracing import Tracing
+        except ImportError as error:
+            raise MissingDependencyError(f"spans need: pip install 'narrows[otel]' ({error})") from None
+        self.plane.observers.append(Tracing())
 
     def _show(self, host: str, port: int) -> WebServer:
         try:

@@ -78,6 +78,7 @@ class Batcher:
         self._options = options
         self._queue: FairQueue[Job] = FairQueue()
         self._cost = cost or BatchCost(options.max_batch, options.max_run_s)
+        self._capacity = self._affordable()
         self._filled = threading.Condition()
         self._closed = False
         self._runner = BatchRunner(engine, shape, options.runs, self._observe)
@@ -103,7 +104,7 @@ class Batcher:
             if self._closed:
                 raise DrainingError("the model is being unloaded; connect again")
             self._check_in_time(job)
-            displaced = self._queue.push(job.client.name, job, self._capacity())
+            displaced = self._queue.push(job.client.name, job, self._capacity)
             if displaced is job:
                 raise self.overloaded()
             self._filled.notify()
@@ -148,7 +149,7 @@ class Batcher:
         if self._cost.wait(ahead) + self._cost.seconds(1) > job.frame.deadline_ms / 1000:
             raise self.overloaded()
 
-    def _capacity(self) -> int:
+    def _affordable(self) -> int:
         """Frames that may be queued, so that the last is answered within `max_wait_s`."""
         best = self._cost.best_batch
         run_s = self._cost.seconds(best)
@@ -158,6 +159,7 @@ class Batcher:
     def _observe(self, frames: int, seconds: float) -> None:
         with self._filled:
             self._cost.observe(frames, seconds)
+            self._capacity = self._affordable()
 
     def _work(self) -> None:
         while batch := self._take():

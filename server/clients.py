@@ -28,6 +28,8 @@ class Client:
     names, and limits hold for each."""
     models: frozenset[str] | None = None
     """The models it may use; None for all."""
+    trace: str = ""
+    """The `traceparent` that its call came with."""
 
     def may_use(self, model: str) -> bool:
         """Whether a model is among its own."""

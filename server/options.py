@@ -37,6 +37,8 @@ class ServeOptions:
     session: SessionOptions = field(default_factory=SessionOptions)
     metrics_port: int | None = None
     """Port of the metrics and the status page, on `host`; 0 takes any free one, None for neither."""
+    tracing: bool = False
+    """Make OpenTelemetry spans of frames."""
     watch_s: float = 0.0
     """Seconds between looks at the folder for new, changed and vanished bundles; 0 for looking on SIGHUP alone."""
     max_stream_s: float = 0.0

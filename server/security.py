@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +130,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
 
 def client_of(context: Context) -> Client:
     """Who is calling: the token's owner, the certificate's, or just a connection."""
+    sent = dict(context.invocation_metadata() or ()).get("traceparent", "")
+    traceparent = sent if isinstance(sent, str) else ""
     known = caller.get(None)
     if known is not None:
-        return known
+        return replace(known, trace=traceparent)
     names = list(context.auth_context().get("x509_common_name", ()))
-    return Client(names[0].decode(errors="replace") if names else context.peer())
+    return Client(names[0].decode(errors="replace") if names else context.peer(), trace=traceparent)
 
 
 def _refusal(handler: grpc.RpcMethodHandler[Any, Any] | None, error: NarrowsError) -> grpc.RpcMethodHandler[Any, Any]:

@@ -11,6 +11,7 @@ from bundles import SIZE, make_bundle, pictures
 from hypothesis import given
 from hypothesis import strategies as st
 from narrows.device import Outcome, Point, open_source, save
+from narrows.device.inputs import arrange
 from narrows.device.sources import natural
 from narrows.runtime.errors import MissingDependencyError, SourceError
 from narrows.runtime.manifest import Manifest, TensorSpec
@@ -135,6 +136,17 @@ def test_a_video_gives_its_frames(tmp_path: Path, manifest: Manifest) -> None:
     path.write_bytes(b"no film")
     with pytest.raises(SourceError):
         open_source(path, manifest)
+
+
+@pytest.mark.parametrize("where", ["rtsp://127.0.0.1:1/none", "gst:no-such-element ! appsink", "camera:99"])
+def test_a_stream_that_is_not_there_is_told(manifest: Manifest, where: str) -> None:
+    with pytest.raises((SourceError, MissingDependencyError)):
+        open_source(where, manifest)
+
+
+def test_a_picture_of_the_right_size_is_not_copied(manifest: Manifest) -> None:
+    picture = pictures(1)[0]
+    assert np.shares_memory(arrange(picture, manifest)[0], picture)
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True))

@@ -290,6 +290,7 @@ def test_what_is_learned_stays_within_its_bounds(runs: list[tuple[int, float]]) 
 def test_frames_that_would_be_late_and_queues_that_are_too_long_are_refused_at_once(bench) -> None:
     one = bench(max_batch=1, max_wait_s=1.0)
     BatchCost.observe(one.batcher._cost, 1, 0.1)
+    one.batcher._capacity = one.batcher._affordable()
     one.hold()
     for i in range(3):
         one.batcher.submit(one.job(i, client="first"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ...protos import oip_pb2 as pb
@@ -14,15 +15,14 @@ from ..repository import WHOLE
 
 @dataclass(slots=True)
 class _Sum:
+    """Of durations."""
+
     count: int = 0
-    ns: int = 0
+    ms: float = 0.0
 
     def add(self, duration_ms: float) -> None:
         self.count += 1
-        self.ns += round(duration_ms * 1e6)
-
-    def message(self) -> pb.StatisticDuration:
-        return pb.StatisticDuration(count=self.count, ns=self.ns)
+        self.ms += duration_ms
 
 
 @dataclass(slots=True)
@@ -40,12 +40,13 @@ class Statistics:
     """An observer of the data plane; frames of the native protocol are counted, too."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, bool], _Counts] = {}
+        self._counts: dict[str, _Counts] = {}
 
     def finished(self, job: Job, reply: Reply) -> None:
         """Count an outcome."""
-        model, _, graph = job.route.partition("/")
-        counts = self._counts.setdefault((model, graph != WHOLE), _Counts())
+        counts = self._counts.get(job.route)
+        if counts is None:
+            counts = self._counts[job.route] = _Counts()
         total_ms = (time.monotonic() - job.taken_s) * 1e3
         if reply.error is not None:
             counts.fail.add(total_ms)
@@ -62,18 +63,26 @@ class Statistics:
 
     def message(self, bundle: str, *, split: bool, name: str, version: str) -> pb.ModelStatistics:
         """What is known of one model."""
-        counts = self._counts.get((bundle, split), _Counts())
+        routes = [r for r in self._counts if r.startswith(f"{bundle}/") and (r != f"{bundle}/{WHOLE}") == split]
+        parts = [self._counts[route] for route in routes]
         return pb.ModelStatistics(
             name=name,
             version=version,
-            last_inference=counts.last_ms,
-            inference_count=counts.success.count,
-            execution_count=round(counts.runs),
+            last_inference=max((part.last_ms for part in parts), default=0),
+            inference_count=sum(part.success.count for part in parts),
+            execution_count=round(sum(part.runs for part in parts)),
             inference_stats=pb.InferStatistics(
-                success=counts.success.message(),
-                fail=counts.fail.message(),
-                queue=counts.queue.message(),
-                compute_input=counts.decode.message(),
-                compute_infer=counts.tail.message(),
+                success=_total(part.success for part in parts),
+                fail=_total(part.fail for part in parts),
+                queue=_total(part.queue for part in parts),
+                compute_input=_total(part.decode for part in parts),
+                compute_infer=_total(part.tail for part in parts),
             ),
         )
+
+
+def _total(sums: Iterable[_Sum]) -> pb.StatisticDuration:
+    together = list(sums)
+    return pb.StatisticDuration(
+        count=sum(one.count for one in together), ns=round(sum(one.ms for one in together) * 1e6)
+    )
