@@ -35,12 +35,12 @@ clean:  ## remove what the commands above made
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt runtime/codec/_kernel.c
 	@echo "installing what the demo needs into $(VENV) (a few minutes the first time)"
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt runtime/codec/_kernel.c
 	@echo "installing what the tests need into $(VENV) (a few minutes the first time)"
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo

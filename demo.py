@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,10 +78,8 @@ def run(*, fresh: bool, progress: Progress) -> Report:
         ServerUnavailableError: the server process did not come up.
     """
     folder = cache_folder() / "demo"
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not (folder / "done").exists():
-        _prepare(folder, progress)
+    if fresh or not folder.exists():
+        _prepare_aside(folder, progress)
     bundle = Bundle.open(folder / "bundles" / "digits")
     truth: dict[str, int] = json.loads((folder / "truth.json").read_text())
     ways = list(_without_a_cut(folder, bundle, truth))
@@ -105,6 +104,16 @@ def run(*, fresh: bool, progress: Progress) -> Report:
         stages=tuple(_stages(alone)),
         bundle=bundle.root,
     )
+
+
+def _prepare_aside(folder: Path, progress: Progress) -> None:
+    """Prepare beside the folder and swap, so that an interruption leaves what was there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo.") as aside:
+        made = Path(aside) / "demo"
+        _prepare(made, progress)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
 
 
 def _prepare(folder: Path, progress: Progress) -> None:
@@ -137,7 +146,6 @@ def _prepare(folder: Path, progress: Progress) -> None:
         output=folder / "bundles" / "digits",
         progress=progress,
     )
-    (folder / "done").touch()
 
 
 def _without_a_cut(folder: Path, bundle: Bundle, truth: dict[str, int]) -> Iterator[Way]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ..runtime.errors import NarrowsError
+from ..runtime.errors import InternalError, NarrowsError, UsageError
 from . import device, model, server, whole
 from .app import app
 
@@ -14,13 +14,26 @@ __all__ = ["app", "device", "main", "model", "server", "whole"]
 
 def main() -> None:
     """Run the command line and exit: 0, or the exit code of what went wrong."""
+    # gRPC's core writes its own remarks to stderr; what they mean for the user, an error of ours says.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except NarrowsError as error:
-        if os.environ.get("NARROWS_DEBUG"):
-            raise
-        print(f"narrows: {error.code}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(error, f"{error.code}: {error}", error.exit_code)
     except BrokenPipeError:  # the reader has seen enough: `narrows run … --json | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(error, f"{UsageError.code}: {where}{error.strerror or error}", UsageError.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last resort: a stranger's module, a library's surprise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        _fail(error, f"{InternalError.code}: {what} (narrows --debug VERB … shows where)", InternalError.exit_code)
+
+
+def _fail(error: Exception, text: str, exit_code: int) -> None:
+    """Say in one line what went wrong, and exit; with --debug, show where."""
+    if os.environ.get("NARROWS_DEBUG"):
+        raise error
+    print(f"narrows: {text}", file=sys.stderr)
+    sys.exit(exit_code)

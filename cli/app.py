@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import MissingDependencyError
+from ..runtime.version import VERSION
 
 app = typer.Typer(
     name="narrows",
@@ -25,8 +26,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Threads = Annotated[int, typer.Option(min=0, help="Threads a graph may use; 0 for one a core.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"narrows {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
 def _settings(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the release.", callback=_print_version, is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error, and log everything.")] = False,
 ) -> None:
     logging.basicConfig(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..runtime.errors import FramesFailedError, UsageError
+from ..runtime.errors import FramesFailedError, NarrowsError, UsageError, from_code
 from ..runtime.manifest import Half
 from . import output
 from .app import Json, Threads, app
@@ -107,16 +107,16 @@ def run(
         link=_link(tls, ca, cert, key, token_file),
     )
     half = Bundle.open(bundle, Half.DEVICE)
-    total = failed = 0
+    total, errors = 0, list[NarrowsError]()
     emulated = LinkEmulator(server, parse_link(link)) if link is not None else nullcontext()
     with emulated as emulator, output.outcomes(as_json=as_json) as show:
         target = servers if emulator is None else [emulator.address]
         for outcome in run_source(half, target, source, options, save_outputs=save_outputs):
             show(outcome)
             total += 1
-            failed += outcome.error is not None
-    if failed:
-        raise FramesFailedError(f"{failed} of {total} frames ended in an error; each says which above")
+            if outcome.error is not None:
+                errors.append(outcome.error)
+    _judge(total, errors)
 
 
 @app.command()
@@ -151,6 +151,19 @@ def pull(
         )
         bundle = pulling.pull(server, model, place, options)
     output.pulled(place, bundle, as_json=as_json)
+
+
+def _judge(total: int, errors: list[NarrowsError]) -> None:
+    """Nothing where every frame was answered.
+
+    Raises:
+        NarrowsError: what all frames ended in, where that is one thing; `FramesFailedError` otherwise.
+    """
+    if not errors:
+        return
+    if len(errors) == total and len({error.code for error in errors}) == 1:
+        raise from_code(errors[0].code, f"no frame was answered; the last: {errors[-1]}")
+    raise FramesFailedError(f"{len(errors)} of {total} frames ended in an error; each says which above")
 
 
 def _policy(name: PolicyName, floor: float) -> Policy:

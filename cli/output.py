@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..doctor import Finding
     from ..partitioner import CutPoint
     from ..runtime.bundle import Bundle
+    from ..server import Listening
 
 _MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
 
@@ -48,17 +49,22 @@ def _table(title: str | None, *columns: str) -> Table:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar a stage on a terminal, nothing elsewhere. Yields what takes (stage, steps done, steps in all)."""
+    """A bar a stage on a terminal, a line a stage elsewhere. Yields what takes (stage, steps done, steps in all)."""
+    if not sys.stderr.isatty():
+        told: set[str] = set()
+
+        def tell(stage: str, _done: int, _total: int) -> None:
+            if stage not in told:
+                told.add(stage)
+                print(f"{stage} …", file=sys.stderr, flush=True)
+
+        yield tell
+        return
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_err(), disable=not sys.stderr.isatty()) as bar:
+    left = TextColumn("left")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), left, TimeRemainingColumn())
+    with Progress(*columns, console=_err()) as bar:
         tasks: dict[str, TaskID] = {}
 
         def step(stage: str, done: int, total: int) -> None:
@@ -88,22 +94,21 @@ def cuts(found: Sequence[CutPoint], *, show_all: bool, as_json: bool) -> None:
     if as_json:
         _print_json([asdict(cut) | {"name": cut.name, "raw_bytes": cut.raw_bytes} for cut in shown])
         return
-    table = _table(None, "cut at", "shape", "8-bit bytes", "uncoded bytes", "head FLOPs", "head parameters", "depth")
+    console = _out()
     for cut in shown:
+        # The name has a line of its own, whole: it is there to be copied.
         flops = cut.head_flops / max(1, cut.head_flops + cut.tail_flops)
         shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in cut.tensors)
-        table.add_row(
-            escape(cut.name),
-            shapes,
-            f"{cut.symbol_bytes:,}",
-            f"{cut.raw_bytes:,}",
-            f"{flops:.1%}",
-            f"{cut.head_params:,}",
-            str(cut.depth),
+        console.print(cut.name, markup=False, soft_wrap=True, style="bold")
+        console.print(
+            f"    {shapes:<20} {cut.symbol_bytes:>11,} bytes at 8 bits   {flops:>6.1%} of the work   "
+            f"{cut.head_params:>11,} parameters",
+            markup=False,
+            soft_wrap=True,
         )
-    _out().print(table)
+    console.print("\nBest first: few bytes and little work before the cut. Names with ; or spaces want quotes.")
     if len(shown) < len(found):
-        _out().print(f"{len(found) - len(shown)} more have another with fewer bytes and less work before it: --all")
+        console.print(f"{len(found) - len(shown)} cuts that another beats in both are left out; --all lists them.")
 
 
 def bundle(made: Bundle, *, as_json: bool) -> None:
@@ -115,7 +120,8 @@ def bundle(made: Bundle, *, as_json: bool) -> None:
         return
     for cut in manifest.cuts:
         shapes = ", ".join("×".join("?" if d is None else str(d) for d in t.symbols.shape) for t in cut.crossing)
-        table = _table(f"{cut.name}  [{shapes}]", "quality", "bits", "payload, bytes", "same answer", "max deviation")
+        _out().print(f"{cut.name}  {shapes}", markup=False, soft_wrap=True)
+        table = _table(None, "quality", "bits", "payload, bytes", "same answer", "max deviation")
         for i, quality in enumerate(cut.qualities):
             agreement = "" if quality.agreement is None else f"{quality.agreement:.1%}"
             table.add_row(
@@ -137,12 +143,16 @@ def pulled(place: Path, bundle: Bundle, *, as_json: bool) -> None:
         _out().print(f"{place}  {bundle.manifest.name}  {bundle.digest[:12]}")
 
 
-def listening(address: str, *, as_json: bool) -> None:
+def listening(server: Listening, *, as_json: bool) -> None:
     """That the server is up; a program that started it reads this line."""
     if as_json:
-        _print_json({"address": address})
-    else:
-        _out().print(f"listening on {address}; Ctrl-C or SIGTERM drains")
+        _print_json(asdict(server))
+        return
+    metrics = f"; metrics and status on http://{server.metrics}" if server.metrics else ""
+    lock = " with TLS" if server.encrypted else ""
+    console = _out()
+    console.print(f"listening on {server.address}{lock}, serving {', '.join(server.models)}{metrics}", soft_wrap=True)
+    console.print("Ctrl-C or SIGTERM drains")
 
 
 @contextmanager
@@ -161,21 +171,29 @@ def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
     with Progress(*columns, console=bar_console, disable=not bar_console.is_terminal, transient=True) as bar:
         task = bar.add_task("frames", total=None)
 
+        said = ""
+
         def show(outcome: Outcome) -> None:
+            nonlocal said
             summary.add(outcome)
-            line_console.print(_line(outcome), markup=False, soft_wrap=True)
+            line_console.print(_line(outcome, said), markup=False, soft_wrap=True)
+            said = str(outcome.error or "")
             bar.advance(task)
 
-        yield show
-    summary.print()
+        try:
+            yield show
+        finally:  # Ctrl-C, too, ends a run that has something to say
+            summary.print()
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: Outcome, said: str) -> str:
     if outcome.error is not None:
-        return f"{outcome.source}  {outcome.outcome}: {outcome.error}"
+        text = "as above" if str(outcome.error) == said else str(outcome.error)
+        return f"{outcome.source}  {outcome.outcome}: {text}"
     best = outcome.top[0] if outcome.top else None
     answer = f"{best.label or best.index} {best.score:.2f}" if best else ", ".join(outcome.outputs)
-    return f"{outcome.source}  {answer}  {outcome.wire_bytes:,} bytes  {outcome.ms['total']:.1f} ms"
+    way = f"{outcome.wire_bytes:,} bytes" if outcome.provenance == "server" else f"on the device ({outcome.provenance})"
+    return f"{outcome.source}  {answer}  {way}  {outcome.ms['total']:.1f} ms"
 
 
 class _Summary:
@@ -199,10 +217,16 @@ class _Summary:
     def print(self) -> None:
         import numpy as np
 
-        table = _table(f"{self._answered} frames answered, {self._failed} failed", "", "p50", "p95")
+        frames = "1 frame" if self._answered == 1 else f"{self._answered} frames"
+        title = f"{frames} answered, {self._failed} failed"
+        if not self._answered:
+            _err().print(title)
+            return
+        table = _table(None, title, "p50", "p95")
         for name, values in self._columns.items():
             low, high = np.percentile(values, (50, 95))
-            table.add_row(name, f"{low:,.2f}", f"{high:,.2f}")
+            form = "{:,.0f}" if name.startswith("bytes") else "{:,.2f}"
+            table.add_row(name, form.format(low), form.format(high))
         _err().print(table)
 
 

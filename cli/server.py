@@ -22,7 +22,7 @@ def serve(
     client_ca: Annotated[
         Path | None, typer.Option(help="Devices have to show a certificate of this authority (PEM).")
     ] = None,
-    tokens: Annotated[Path | None, typer.Option(help="File of bearer tokens, one a line; see docs/server.md.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="File of bearer tokens: NAME TOKEN [MODEL …] a line.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine although nothing is encrypted.")
     ] = False,
@@ -76,7 +76,7 @@ def serve(
         max_stream_s=max_stream,
         drain_s=drain,
     )
-    raise typer.Exit(serve_until_told(options, ready=lambda address: output.listening(address, as_json=as_json)))
+    raise typer.Exit(serve_until_told(options, ready=lambda server: output.listening(server, as_json=as_json)))
 
 
 @app.command()

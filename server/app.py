@@ -7,6 +7,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import grpc.aio
@@ -155,20 +156,38 @@ class Server:
             ) from None
         return f"{host}:{port}"
 
+    async def listen(self) -> Listening:
+        """As `start`, with more to say."""
+        address = await self.start()
+        models = tuple(self.plane.catalogue.names)
+        return Listening(address, models, self._options.tls is not None, self.metrics_address)
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._options.watch_s)
             await self.look()
 
 
-def serve(options: ServeOptions, *, ready: Callable[[str], None] | None = None) -> int:
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A server that devices can connect to."""
+
+    address: str
+    """ "host:port"."""
+    models: tuple[str, ...]
+    encrypted: bool
+    metrics: str
+    """Where metrics and the status page are, "host:port"; empty for nowhere."""
+
+
+def serve(options: ServeOptions, *, ready: Callable[[Listening], None] | None = None) -> int:
     """Serve until SIGTERM or SIGINT, then drain: frames that were taken are answered, streams are told.
 
     SIGHUP looks at the folder of bundles again.
 
     Args:
         options: all there is to say.
-        ready: called with "host:port" when devices can connect.
+        ready: called when devices can connect.
 
     Returns:
         The exit status, 0.
@@ -190,10 +209,12 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None] | None = None) 
     return 0
 
 
-async def _run_server(server: Server, stop: asyncio.Event, again: asyncio.Event, ready: Callable[[str], None]) -> None:
+async def _run_server(
+    server: Server, stop: asyncio.Event, again: asyncio.Event, ready: Callable[[Listening], None]
+) -> None:
     looking = asyncio.create_task(_look_when_told(server, again))
     try:
-        ready(await server.start())
+        ready(await server.listen())
         notify(READY)
         await stop.wait()
         notify(STOPPING)
@@ -209,8 +230,8 @@ async def _look_when_told(server: Server, again: asyncio.Event) -> None:
         await server.look()
 
 
-def _ignore(_: str) -> None:
-    """Nobody wants to know the address."""
+def _ignore(_: Listening) -> None:
+    """Nobody wants to know."""
 
 
 class ServerThread:
@@ -274,8 +295,8 @@ class ServerThread:
         self._loop, self._stop, self._again = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         server = Server(self._options)
 
-        def started(address: str) -> None:
-            self.address, self.metrics_address = address, server.metrics_address
+        def started(listening: Listening) -> None:
+            self.address, self.metrics_address = listening.address, listening.metrics
             self._ready.set()
 
         await _run_server(server, self._stop, self._again, started)
