@@ -111,7 +111,7 @@ def cuts(found: Sequence[CutPoint], *, show_all: bool, as_json: bool) -> None:
         console.print(f"{len(found) - len(shown)} cuts that another beats in both are left out; --all lists them.")
 
 
-def bundle(made: Bundle, *, as_json: bool) -> None:
+def bundle(made: Bundle, *, replaced: bool, as_json: bool) -> None:
     """What `narrows cut` made."""
     manifest = made.manifest
     if as_json:
@@ -132,7 +132,11 @@ def bundle(made: Bundle, *, as_json: bool) -> None:
                 f"{quality.max_deviation:.3g}",
             )
         _out().print(table)
-    _out().print(f"{made.root}  {made.digest[:12]}")
+    _out().print(
+        "Measured against the uncut model on the calibration data; whether the preprocessing is right, it cannot tell."
+    )
+    instead = ", in place of the bundle that was there" if replaced else ""
+    _out().print(f"{made.root}  {made.digest[:12]}{instead}", soft_wrap=True)
 
 
 def pulled(place: Path, bundle: Bundle, *, as_json: bool) -> None:

@@ -227,8 +227,9 @@ class Uplink:
         return None
 
     def _unavailable(self) -> NarrowsError:
-        why = f": {self._last_error}" if self._last_error else ""
-        return ServerUnavailableError(f"no connection to {' or '.join(self._servers)}{why}")
+        why = f" ({self._last_error})" if self._last_error else ""
+        where = " or ".join(self._servers)
+        return ServerUnavailableError(f"no connection to {where}; is a server running there?{why}")
 
     def _pump(self) -> list[_Ending]:
         """Send what waits, as far as the server takes it."""
@@ -440,8 +441,12 @@ def _deserves_another_try(parcel: Parcel, error: NarrowsError | None) -> bool:
     return isinstance(error, DrainingError)
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def _too_late(parcel: Parcel) -> DeadlineError:
-    return DeadlineError(f"no answer in time, after {parcel.attempts} sendings; see --timeout")
+    return DeadlineError(f"no answer in time; the frame was sent {_times(parcel.attempts)}")
 
 
 def _tell(ended: Sequence[_Ending]) -> None:

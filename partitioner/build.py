@@ -126,6 +126,7 @@ def cut_model(
         plan = make_plan(loaded, _names(at), _names(until), calibrate=calibrate, preprocess=wanted, limit=frames)
         tell("proving the cut", 1, 1)
         cut, outputs = _write(plan, calibrate_steps(plan, quantiser, tell), writer, tell)
+        _check_labels(names, outputs)
         return writer.finish(
             Manifest(
                 schema=SCHEMA,
@@ -275,6 +276,17 @@ def read_labels(labels: str | Path | Sequence[str] | None) -> tuple[str, ...]:
         return tuple(Path(labels).read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{labels}: no readable file of labels ({error})") from None
+
+
+def _check_labels(labels: Sequence[str], outputs: Sequence[OutputSpec]) -> None:
+    """Refuse names that cannot be those of the classes.
+
+    Raises:
+        SourceError: another number of names than of classes.
+    """
+    classes = next((output.tensor.shape[-1] for output in outputs if output.kind != "tensor"), None)
+    if labels and classes is not None and len(labels) != classes:
+        raise SourceError(f"{len(labels)} labels for {classes} classes; give one line a class, in the model's order")
 
 
 def bundle_name(text: str) -> str:
