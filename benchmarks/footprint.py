@@ -23,7 +23,7 @@ import harness
 import numpy as np
 from narrows.device import open_source
 
-SUBJECT = harness.SUBJECTS[0]
+SUBJECT = next(subject for subject in harness.SUBJECTS if subject.name == "mobilenet-v2")
 FRAMES, ROUNDS = 100, 5
 
 BARE = """

@@ -27,7 +27,7 @@ from narrows.runtime.bundle import Bundle
 from narrows.runtime.halves import Head
 from narrows.runtime.session import SessionOptions
 
-SUBJECT = harness.SUBJECTS[2]
+SUBJECT = next(subject for subject in harness.SUBJECTS if subject.name == "resnet20-cifar10")
 RATE_BPS, DELAY_S = 1e6, 0.005
 CASES = {"head": (25.0, "1gbit,1ms"), "link": (0.0, "1mbit,5ms"), "head and link": (16.0, "1mbit,5ms")}
 STAGES = ("head", "encode", "queue", "decode", "tail")
