@@ -6,7 +6,8 @@ bundle = cut_model("model.onnx", cut.name, output="bundles/model", calibrate="ph
 """
 
 from .build import cut_model, list_cuts
-from .load import Model, load
+from .load import load
+from .model import Model
 from .points import CutPoint, CutTensor
 from .quantise import Quantiser
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from .load import Model
+from .model import Model
 from .shapes import BATCH, batched
 
 

@@ -22,7 +22,8 @@ from .calibrate import calibrate as calibrate_steps
 from .data import DEFAULT_FRAMES, Calibration
 from .golden import write_golden
 from .graph import Graph, require_data, view
-from .load import Model, load
+from .load import load
+from .model import Model
 from .plan import Plan, make_plan, spec_of
 from .points import CutPoint, list_points
 from .preprocess import parse, with_pictures

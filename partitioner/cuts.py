@@ -6,13 +6,13 @@ set of tensors that is a cut, the tail reads every one, and reads nothing else t
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from ..runtime.errors import CutError, UnknownTensorError
 from .graph import Graph, open_symbols
+from .model import nearest
 from .shapes import why_not
 
 
@@ -181,11 +181,6 @@ def _check_name(graph: Graph, name: str) -> None:
         raise CutError(f"{name!r} does not depend on the model's input, or nothing depends on it: no place to cut")
     near = nearest(name, graph.consumers)
     raise UnknownTensorError(f"no tensor {name!r} in {graph.model.name}; the nearest names are {', '.join(near)}")
-
-
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """The three names that look most like one that is not there."""
-    return difflib.get_close_matches(name, list(names), n=3, cutoff=0.0)
 
 
 def _check_dimensions(graph: Graph, flow: Flow, names: Sequence[str], tail: int) -> None:

@@ -19,7 +19,7 @@ import onnx
 
 from ..runtime.errors import NothingToCutError
 from .check import describe, subgraphs
-from .load import Model
+from .model import Model
 from .shapes import OPAQUE, TensorInfo, batched, infer
 
 _RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli"})

@@ -14,7 +14,7 @@ from .batch import with_batch, with_one
 from .cuts import Separation, separate
 from .data import Calibration, Frame, made_up_frames, read_frames
 from .graph import Graph, require_data, view
-from .load import Model
+from .model import Model
 from .points import list_points
 from .prove import PROOF_LEVEL, Feeder, check_batch, check_exact
 from .runner import Runner

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..runtime.errors import UsageError
 from ..runtime.manifest import Preprocess
-from .load import Model
+from .model import Model
 from .shapes import BATCH, batched, is_float
 
 IMAGE_NAMES = ("image", "picture")

@@ -7,16 +7,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_NOISY = ("torch.onnx", "onnxscript")
+
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
     """Keep the exporters' deprecations and remarks on what is not installed from the user; errors still come."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in _NOISY]
+    levels = [log.level for log in logs]
     try:
+        for log in logs:
+            log.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

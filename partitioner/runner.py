@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import BundleError, ModelError, OperatorError, OpsetError
 from ..runtime.session import SessionOptions, graph_errors, open_session
 from .graph import Graph, view
-from .load import Model
+from .model import Model
 from .split import part_of, value_info
 from .store import external_bytes, tensors
 

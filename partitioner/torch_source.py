@@ -11,17 +11,16 @@ import logging
 import shutil
 import sys
 import tempfile
-import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..runtime.errors import MissingDependencyError, ModelError, NarrowsError, UsageError
-from .load import Model, first_line, from_file
+from .model import Model, first_line, from_file, nearest
+from .quiet import quiet_exporter
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def export(source: Any, name: str) -> Model:
     reasons = []
     for exporter in (_export, _trace):
         try:
-            with _quiet():
+            with quiet_exporter():
                 exporter(made, path)
             loaded = from_file(path, name)
         # The exporters promise no class of their own for what they cannot do: whatever they raise is their refusal.
@@ -136,20 +135,6 @@ def _trace(made: Module, path: Path) -> None:
             dynamic_axes=dict.fromkeys(made.names, axes),
             dynamo=False,
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' warnings about their own insides from whoever cuts a model."""
-    noisy = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript")
-    levels = [log.level for log in noisy]
-    for log in noisy:
-        log.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    for log, level in zip(noisy, levels, strict=True):
-        log.setLevel(level)
 
 
 def _with_example(source: Any, name: str) -> Module:
@@ -284,6 +269,4 @@ def _library(name: str) -> Any:
 
 
 def _near(name: str, names: list[str]) -> str:
-    from .cuts import nearest
-
     return f"the nearest names are {', '.join(nearest(name, names))}"

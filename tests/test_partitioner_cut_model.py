@@ -18,7 +18,7 @@ from narrows.partitioner.batch import with_batch
 from narrows.partitioner.cuts import separate
 from narrows.partitioner.data import made_up_frames
 from narrows.partitioner.graph import view
-from narrows.partitioner.load import Model, normalise
+from narrows.partitioner.model import Model, normalise
 from narrows.partitioner.prove import Feeder, check_exact
 from narrows.partitioner.runner import Runner
 from narrows.partitioner.search import frontiers

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from narrows.partitioner import list_cuts
 from narrows.partitioner.cuts import Flow, separate
 from narrows.partitioner.graph import Graph, view
-from narrows.partitioner.load import Model, normalise
+from narrows.partitioner.model import Model, normalise
 from narrows.partitioner.search import frontiers
 from narrows.runtime.errors import CutError, ModelError, UnknownTensorError
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from narrows.partitioner.cuts import Flow
 from narrows.partitioner.graph import Graph, view
-from narrows.partitioner.load import Model, normalise
 from narrows.partitioner.mincut import Prices, linear_prices, min_cut
+from narrows.partitioner.model import Model, normalise
 
 
 def look(proto: onnx.ModelProto) -> Graph:
