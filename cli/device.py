@@ -59,6 +59,10 @@ def run(
     policy: Annotated[
         PolicyName, typer.Option(help="Always the given point, or the best for an objective, frame by frame.")
     ] = PolicyName.STATIC,
+    offload: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Let the policy send the picture itself, as JPEG of this quality."),
+    ] = None,
     floor: Annotated[float, typer.Option(min=0, max=1, help="Least agreement with the whole model that counts.")] = 0.0,
     deadline_ms: Annotated[float | None, typer.Option(help="When an answer is due, counted from the input.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds after which a frame without an answer is an error.")] = 10.0,
@@ -99,6 +103,7 @@ def run(
         wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP),
         coders=(coder,) if coder else tuple(labels()),
         policy=_policy(policy, floor),
+        offload=offload,
         deadline_ms=deadline_ms,
         timeout_s=timeout,
         window=window,
