@@ -61,7 +61,7 @@ def run(
     ] = PolicyName.STATIC,
     offload: Annotated[
         int | None,
-        typer.Option(min=1, max=100, help="Let the policy send the picture itself, as JPEG of this quality."),
+        typer.Option(min=1, max=95, help="Let the policy send the picture itself, as JPEG of this quality."),
     ] = None,
     floor: Annotated[float, typer.Option(min=0, max=1, help="Least agreement with the whole model that counts.")] = 0.0,
     deadline_ms: Annotated[float | None, typer.Option(help="When an answer is due, counted from the input.")] = None,
