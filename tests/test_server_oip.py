@@ -198,18 +198,26 @@ def test_halves_are_not_mixed(client: triton.InferenceServerClient, bundle: Bund
 def test_a_deadline_and_a_cancellation_reach_the_queue(
     client: triton.InferenceServerClient, bundle: Bundle, frames: Frames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, run, batches = threading.Event(), SplitEngine.run, []
+    gate, run, prepare, batches = threading.Event(), SplitEngine.run, SplitEngine.prepare, []
+    decoded = threading.Semaphore(0)
 
     def held(self, batch):
         assert gate.wait(30)
         batches.append(len(batch))
         return run(self, batch)
 
+    def counted(self, one):
+        prepared = prepare(self, one)
+        decoded.release()
+        return prepared
+
     monkeypatch.setattr(SplitEngine, "run", held)
+    monkeypatch.setattr(SplitEngine, "prepare", counted)
     frame = frames.make(0, pictures(1)[0])
     done: SimpleQueue = SimpleQueue()
-    for _ in range(2):  # one runs, one is decoded
+    for _ in range(2):  # the first runs, the second is decoded and waits for its run: whatever follows has to queue
         client.async_infer(SPLIT, split_input(bundle, [frame]), lambda result, error: done.put(error))
+        assert decoded.acquire(timeout=30)
     with pytest.raises(triton.InferenceServerException) as caught:
         client.infer(SPLIT, split_input(bundle, [frame]), client_timeout=0.2)
     assert "DEADLINE" in str(caught.value.status())
