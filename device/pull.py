@@ -25,9 +25,8 @@ from ..protos import split_pb2 as pb
 from ..protos.split_pb2_grpc import SplitInferenceStub
 from ..runtime.bundle import Bundle, cache_folder, sha256_of
 from ..runtime.errors import (
+    TRANSIENT,
     BundleError,
-    DrainingError,
-    InternalError,
     LinkError,
     ModelNotFoundError,
     NarrowsError,
@@ -43,7 +42,6 @@ from .local import LocalModel
 
 log = logging.getLogger(__name__)
 
-_TRANSIENT = (LinkError, DrainingError, InternalError)
 _PREVIOUS = ".previous"
 
 
@@ -169,7 +167,7 @@ def _fetch(stub: SplitInferenceStub, server: str, model: str, digest: str, optio
                 stub, server, pb.FetchHeadRequest(model=model, bundle=digest, offset=before), part, options
             )
             break
-        except _TRANSIENT as error:
+        except TRANSIENT as error:
             if _size(part) > before:
                 last_byte = time.monotonic()
                 backoff.reset()

@@ -21,12 +21,11 @@ from dataclasses import dataclass, field
 from ..runtime import codec
 from ..runtime.answer import Reply
 from ..runtime.errors import (
+    TRANSIENT,
     ChecksumError,
     DeadlineError,
     DrainingError,
     FrameTooLargeError,
-    InternalError,
-    LinkError,
     NarrowsError,
     ServerUnavailableError,
     UsageError,
@@ -37,9 +36,6 @@ from .backoff import Backoff
 from .conversation import Conversation, Draining, Event, Greeting, Welcome, with_time_left
 
 log = logging.getLogger(__name__)
-
-_TRANSIENT = (LinkError, DrainingError, InternalError)
-"""What ends a conversation and may be over at the next try; anything else is how the two ends are set up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +284,7 @@ class Uplink:
                 return
             try:
                 self._talk_to(target)
-            except _TRANSIENT as error:
+            except TRANSIENT as error:
                 log.info("%s", error)
                 self._last_error = error
             except NarrowsError as error:

@@ -201,6 +201,10 @@ BY_CODE: dict[str, type[NarrowsError]] = _tree(NarrowsError)
 """The table: stable code → class, and through the class its exit code and gRPC status."""
 
 
+TRANSIENT: tuple[type[NarrowsError], ...] = (LinkError, DrainingError, InternalError)
+"""What may be over at the next try; anything else is how the two ends are set up."""
+
+
 def from_code(code: str, text: str) -> NarrowsError:
     """The error that a peer reported. A code from a newer peer that is unknown here becomes a plain `NarrowsError`."""
     return BY_CODE.get(code, NarrowsError)(text)

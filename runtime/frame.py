@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from .bundle import Bundle
-from .codec import BoundCoder, Symbols, SymbolSpec, by_label, by_number
+from .codec import BoundCoder, Symbols, SymbolSpec, by_label, by_number, label_of
 from .errors import BundleError, ChecksumError, FrameTooLargeError, ShapeError, UsageError
 from .manifest import CrossingTensor, Cut
 
@@ -184,8 +184,7 @@ class FrameCodec:
         self._check_size(frame)
         if len(frame.tensors) != len(cut.crossing):
             raise ShapeError(f"cut {cut.name!r} has {len(cut.crossing)} tensors; {len(frame.tensors)} came")
-        coder = by_number(frame.coder)
-        label = f"{coder.name}/{coder.version}"
+        label = label_of(by_number(frame.coder))
         symbols = []
         for i, (tensor, coded) in enumerate(zip(cut.crossing, frame.tensors, strict=True)):
             shape = self._shape(tensor, coded.shape)

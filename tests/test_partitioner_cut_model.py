@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from graphs import CHANNELS, SIDE, GraphBuilder, random_models, residual
 from hypothesis import HealthCheck, given, settings
+from material import ABSENT, FOLDER
 from narrows.partitioner import Quantiser, cut_model, list_cuts
 from narrows.partitioner.batch import with_batch
 from narrows.partitioner.cuts import separate
@@ -30,7 +30,6 @@ from narrows.runtime.images import fit, load_image
 from PIL import Image
 
 MEAN, STD = np.array([0.1, 0.2, 0.3], np.float32), np.array([1, 2, 3], np.float32)
-MATERIAL = Path(os.environ.get("NARROWS_MATERIAL") or Path(__file__).resolve().parents[1].parent / "shared")
 
 
 def save(proto: onnx.ModelProto, path: Path) -> Path:
@@ -293,15 +292,15 @@ REAL = {
 }
 
 
-@pytest.mark.skipif(not MATERIAL.is_dir(), reason="no folder of real models beside the project (NARROWS_MATERIAL)")
+@pytest.mark.skipif(not FOLDER.is_dir(), reason=ABSENT)
 @pytest.mark.parametrize("name", REAL)
 def test_real_models_keep_their_answers_at_eight_bits(tmp_path: Path, name: str) -> None:
-    with np.load(MATERIAL / "data" / "imagenet500_256q90.npz") as pack:
+    with np.load(FOLDER / "data" / "imagenet500_256q90.npz") as pack:
         blob, offsets = pack["jpeg"].tobytes(), pack["off"]
     (tmp_path / "photos").mkdir()
     for i in range(0, 500, 16):
         (tmp_path / "photos" / f"{i}.jpg").write_bytes(blob[offsets[i] : offsets[i + 1]])
-    path = MATERIAL / "models" / name
+    path = FOLDER / "models" / name
     deepest = max(cut.depth for cut in list_cuts(path))
     cut = next(cut for cut in list_cuts(path) if cut.depth <= deepest / 2)
     made = cut_model(path, cut.name, output=tmp_path / "b", calibrate=tmp_path / "photos", preprocess=REAL[name])

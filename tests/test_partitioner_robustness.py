@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import CHANNELS, SIDE, GraphBuilder, residual
+from material import ABSENT, FOLDER
 from narrows.partitioner import Quantiser, cut_model, list_cuts, load
 from narrows.runtime.errors import (
     BY_CODE,
@@ -31,10 +31,7 @@ from narrows.runtime.errors import (
 from narrows.runtime.halves import Head, Tail
 from onnx import TensorProto, helper, numpy_helper
 
-MATERIAL = Path(os.environ.get("NARROWS_MATERIAL") or Path(__file__).resolve().parents[1].parent / "shared")
-needs_material = pytest.mark.skipif(
-    not (MATERIAL / "robustness").is_dir(), reason="no folder of real models beside the project (NARROWS_MATERIAL)"
-)
+needs_material = pytest.mark.skipif(not (FOLDER / "robustness").is_dir(), reason=ABSENT)
 QUICK = Quantiser(levels=(4, 16, 256))
 
 
@@ -322,7 +319,7 @@ def three_depths(path: Path) -> list[str]:
 
 
 def light_and_real() -> list[Path]:
-    return sorted([*MATERIAL.glob("robustness/onnx_light/*.onnx"), *MATERIAL.glob("models/*.onnx")])
+    return sorted([*FOLDER.glob("robustness/onnx_light/*.onnx"), *FOLDER.glob("models/*.onnx")])
 
 
 @needs_material
@@ -341,9 +338,9 @@ def test_real_topologies_are_cut_at_three_depths(tmp_path: Path, path: Path) -> 
 @pytest.mark.timeout(600)
 def test_the_backend_tests_of_onnx_are_cut_or_refused(tmp_path: Path) -> None:
     """Every one that ONNX Runtime runs is cut and proven, or holds nothing to cut, or is no graph of tensors."""
-    index = json.loads((MATERIAL / "robustness" / "onnx_backend_index.json").read_text())
+    index = json.loads((FOLDER / "robustness" / "onnx_backend_index.json").read_text())
     runs = {entry["name"]: entry["ort"] for entry in index}
-    with tarfile.open(MATERIAL / "robustness" / "onnx_backend_tests.tar.xz") as archive:
+    with tarfile.open(FOLDER / "robustness" / "onnx_backend_tests.tar.xz") as archive:
         files = {m.name.removeprefix("./"): archive.extractfile(m).read() for m in archive if m.isfile()}  # type: ignore[union-attr]
     outcomes: Counter[str] = Counter()
     wrong = []

@@ -10,12 +10,12 @@ and `decode` are all that a frame costs.
     assert np.array_equal(bound.decode(payload), symbols)
 """
 
-from .base import BoundCoder, Coder, Symbols, SymbolSpec
+from .base import BoundCoder, Coder, Symbols, SymbolSpec, label_of
 from .context import Context, kernel_status
 from .registry import best_common, by_label, by_number, labels
 from .training import TrainingOptions, train_table
 
-TRAINED_CODER = f"{Context.name}/{Context.version}"
+TRAINED_CODER = label_of(Context)
 """Label of the coder that `train_table` makes tables for."""
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "by_label",
     "by_number",
     "kernel_status",
+    "label_of",
     "labels",
     "train_table",
 ]

@@ -91,3 +91,8 @@ class Coder(Protocol):
             BundleError: the table is damaged or made for another tensor.
         """
         ...
+
+
+def label_of(coder: Coder | type[Coder]) -> str:
+    """What a coder is called in the handshake: "name/version"."""
+    return f"{coder.name}/{coder.version}"

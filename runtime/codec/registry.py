@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import CoderError
-from .base import Coder
+from .base import Coder, label_of
 from .bitplane import BitplaneZstd
 from .context import Context, has_kernel
 from .raw import Raw
 
 # Best first. Without its kernel the context coder reads and writes the same bytes, but too slowly to be asked for.
 _CODERS: tuple[Coder, ...] = (Context(), BitplaneZstd(), Raw()) if has_kernel() else (BitplaneZstd(), Raw(), Context())
-_BY_LABEL = {f"{coder.name}/{coder.version}": coder for coder in _CODERS}
+_BY_LABEL = {label_of(coder): coder for coder in _CODERS}
 _BY_NUMBER = {coder.number: coder for coder in _CODERS}
 
 
@@ -42,7 +42,7 @@ def by_number(number: int) -> Coder:
     try:
         return _BY_NUMBER[number]
     except KeyError:
-        known = ", ".join(f"{n} = {c.name}/{c.version}" for n, c in _BY_NUMBER.items())
+        known = ", ".join(f"{n} = {label_of(c)}" for n, c in _BY_NUMBER.items())
         raise CoderError(f"unknown coder number {number}; this installation has {known}") from None
 
 
