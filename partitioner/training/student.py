@@ -1,0 +1,76 @@
+"""The student: a teacher whose early layers gave way to an encoder, a quantiser and a decoder."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .design import Pair
+from .options import TrainOptions
+from .prior import FactorisedPrior
+from .quantiser import Quantiser
+from .teacher import Halves, Tail
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a student makes of a batch in training."""
+
+    answer: Tensor
+    """`[B, classes]`"""
+    features: list[Tensor]
+    """The decoder's, then the taps'."""
+    bottleneck: Tensor
+    """Restored from the symbols, `[B, C, h, w]`."""
+    bits: Tensor | None
+    """Of each frame, `float32 [B]`, by the prior; None where there is none."""
+
+
+class Student(nn.Module):
+    """Encoder, quantiser, decoder and tail as one module."""
+
+    def __init__(self, pair: Pair, halves: Halves, options: TrainOptions) -> None:
+        super().__init__()
+        self.encoder, self.decoder = pair.encoder, pair.decoder
+        self.quantiser = Quantiser(options.channels, options.alphabet, options.qualities)
+        self.prior = FactorisedPrior(options.channels) if options.rated else None
+        self.tail: Tail = copy.deepcopy(halves.tail)
+        self.relaxation = options.relaxation
+
+    @torch.no_grad()
+    def start(self, pictures: Tensor) -> None:
+        """Set scales from a first batch of normalised pictures."""
+        self.eval()
+        features = self.encoder(pictures)
+        self.quantiser.start(features, rated=self.prior is not None)
+        if self.prior is not None:
+            self.prior.start(features)
+
+    def made(self, pictures: Tensor, quality: Tensor, generator: torch.Generator) -> Made:
+        """Run as in training."""
+        features = self.encoder(pictures)
+        bits = None
+        seen = self.quantiser(features, quality)
+        if self.prior is not None:
+            noisy = self.quantiser.noisy(features, quality, generator)
+            bits = self.prior.bits(noisy, self.quantiser.steps(quality))
+            if self.relaxation == "noise":
+                seen = noisy
+        restored = self.decoder(seen)
+        answer, *taps = self.tail.tapped(restored)
+        return Made(answer, [restored, *taps], seen, bits)
+
+    def forward(self, pictures: Tensor, quality: Tensor) -> Tensor:
+        """The answer as it is deployed: normalised pictures `[B, 3, H, W]`, qualities `int64 [B]`."""
+        answer: Tensor = self.tail(self.decoder(self.quantiser(self.encoder(pictures), quality)))
+        return answer
+
+    @torch.no_grad()
+    def symbols(self, pictures: Tensor, quality: Tensor) -> Tensor:
+        """`uint8 [B, C, h, w]`: what crosses the link."""
+        return self.quantiser.symbols(self.encoder(pictures), quality)
