@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...runtime.codec import TRAINED_CODER, SymbolSpec, by_label, train_table
 from .data import Part
 from .losses import RateControl
 from .student import Student
@@ -15,6 +16,8 @@ from .teacher import Teacher
 
 _FRAMES = 2_000
 _BATCH = 250
+_CODED = 200
+"""Frames that are coded to see how many bytes they take."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,7 @@ class Score:
     loss: float
     """Cross-entropy with the labels, and what the bytes cost."""
     bytes: float
-    """A frame, as the order-0 entropy of the symbols of each channel would have it: about what a table without any
-    context needs. The codec's own count stands in the manifest."""
+    """Mean payload of a frame: half of the pictures through the context coder, with a table that the others taught."""
 
 
 @torch.no_grad()
@@ -45,8 +47,7 @@ def judge(teacher: Teacher, student: Student, part: Part, control: RateControl, 
     device = next(student.parameters()).device
     count = student.quantiser.qualities
     right, loss = np.zeros(count), np.zeros(count)
-    levels, channels = student.quantiser.levels, student.quantiser.log_steps.shape[1]
-    seen = np.zeros((count, channels, levels))
+    seen: list[list[NDArray[np.uint8]]] = [[] for _ in range(count)]
     for chunk in np.array_split(rows, max(1, -(-len(rows) // _BATCH))):
         labels = torch.from_numpy(part.labels[chunk]).to(device)
         features = student.encoder(teacher.normalised(part.pictures[chunk]).to(device))
@@ -56,8 +57,8 @@ def judge(teacher: Teacher, student: Student, part: Part, control: RateControl, 
             if answer.ndim == 2:
                 right[q] += int((answer.argmax(1) == labels).sum())
                 loss[q] += float(torch.nn.functional.cross_entropy(answer, labels, reduction="sum"))
-            _count(seen[q], student.quantiser.symbols(features, quality).cpu().numpy())
-    sizes = [_entropy_bytes(seen[q]) / len(rows) for q in range(count)]
+            seen[q].append(student.quantiser.symbols(features, quality).cpu().numpy())
+    sizes = [payload_bytes(np.concatenate(symbols), student.quantiser.levels) for symbols in seen]
     cost = [control.beta[q] * sizes[q] if student.prior is not None else 0.0 for q in range(count)]
     return [Score(right[q] / len(rows), loss[q] / len(rows) + cost[q], sizes[q]) for q in range(count)]
 
@@ -73,13 +74,12 @@ def teacher_accuracy(teacher: Teacher, part: Part, device: str = "cpu") -> float
     return right / len(part)
 
 
-def _count(seen: NDArray[np.float64], symbols: NDArray[np.uint8]) -> None:
-    channels, levels = seen.shape
-    index = symbols.transpose(1, 0, 2, 3).reshape(channels, -1).astype(np.int64) + levels * np.arange(channels)[:, None]
-    seen += np.bincount(index.ravel(), minlength=seen.size).reshape(seen.shape)
+def payload_bytes(symbols: NDArray[np.uint8], levels: int) -> float:
+    """Mean payload of frames `uint8 [N, C, h, w]` through the context coder.
 
-
-def _entropy_bytes(seen: NDArray[np.float64]) -> float:
-    share = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)
-    bits = np.log2(share, where=share > 0, out=np.zeros_like(share))
-    return float(-(seen * bits).sum() / 8)
+    Of the first frames, every other one teaches the table and the others are coded.
+    """
+    chosen = symbols[: 2 * _CODED]
+    spec = SymbolSpec(chosen.shape[1:], chosen.dtype, levels, channel_axis=0)
+    bound = by_label(TRAINED_CODER).bind(spec, train_table(spec, chosen[::2]))
+    return float(np.mean([len(bound.encode(frame)) for frame in chosen[1::2]]))

@@ -126,6 +126,7 @@ class Training:
         if self._stopped():
             self._take_best()
         self.position = Position(stage + 1, told=self.position.told)
+        self.control.begin()
         self._optimiser = None
         self._save()
 
@@ -176,10 +177,12 @@ class Training:
         made = self.student.made(x, quality, generator)
         parts = self._parts(stage, made, [features, *wanted[1:]], wanted[0], labels.to(x.device))
         if made.bits is not None:
-            if self.student.training or not self.options.encoder_frozen or stage == 0:
-                parts["rate"] = self.control.loss(made.bits, quality)
+            # Where the encoder is frozen the rate is what it is.
             if stage == 0 or not self.options.encoder_frozen:
-                self.control.follow(made.bits, quality)
+                parts["rate"] = self.control.loss(made.bits, quality)
+                total = self.batches.steps * self.options.epochs[stage]
+                done = (self.position.epoch * self.batches.steps + self.position.step) / total
+                self.control.follow(made.bits, quality, done, total)
         loss = torch.stack(list(parts.values())).sum()
         told = {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
         if made.bits is not None:
@@ -220,6 +223,7 @@ class Training:
         for q, score in enumerate(scores):
             for name, value in asdict(score).items():
                 self.recorder.scalar(f"{STAGES[stage]}/val/{name}/q{q}", value, self.position.told)
+        self.control.measured([score.bytes for score in scores])
         loss = sum(score.loss for score in scores) / len(scores)
         logger.info("%s, epoch %d: %s", STAGES[stage], epoch + 1, _told(scores))
         if loss < self.position.best:

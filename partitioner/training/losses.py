@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,38 +47,71 @@ class RateControl:
     a bottleneck of 120 bytes is asked for as that, and not as a beta that somebody has to find.
     """
 
-    _GAIN = 0.02
-    _SMOOTH = 0.95
+    _SMOOTH = 0.9
+    """Of the mean rate that the multiplier follows."""
+    _TRAVEL = 30.0
+    """A multiplier could change by exp(this) within a stage, if its target were missed all along."""
+    _LEAST_GAIN = 0.005
+    _RAMP_SHARE = 0.4
+    """Of a stage, in which the target comes down from where the rate began: what is far off is not yet asked for."""
+    _FIRST_COST = 1.0
+    """What a frame at its target costs at first, in a loss whose other terms begin at about 1."""
     _MOST, _LEAST = 1.0, 1e-7
 
     def __init__(self, beta: Sequence[float], target_bytes: Sequence[float]) -> None:
-        count = len(target_bytes) or len(beta)
         self.target = tuple(target_bytes)
-        self.beta = list(beta) if len(beta) == count else [beta[0]] * count
-        self.mean: list[float] = [0.0] * count
+        self.beta = [self._FIRST_COST / target for target in self.target] or list(beta)
+        self.mean = [0.0] * len(self.beta)
+        self.first = [0.0] * len(self.beta)
+        """Rates that the stage began with."""
+        self.scale = [1.0] * len(self.beta)
+        """Bytes of the codec to one of the prior, which knows nothing of neighbours."""
 
     def loss(self, bits: Tensor, quality: Tensor) -> Tensor:
         """Mean cost of the frames' bytes."""
         beta = torch.tensor(self.beta, device=bits.device)[quality]
         return (beta * bits / 8).mean()
 
-    def follow(self, bits: Tensor, quality: Tensor) -> None:
-        """Move each multiplier towards where its target is met."""
-        seen = bits.detach() / 8
+    def begin(self) -> None:
+        """Let a stage begin: its ramps start from its own first rates."""
+        self.first = [0.0] * len(self.beta)
+
+    def follow(self, bits: Tensor, quality: Tensor, done: float, steps: int) -> None:
+        """Move each multiplier towards where its target is met.
+
+        Args:
+            bits: `float32 [B]`.
+            quality: `int64 [B]`.
+            done: share of the stage that is behind, 0 to 1.
+            steps: of the stage, which say how fast to move.
+        """
+        gain = max(self._LEAST_GAIN, self._TRAVEL / steps)
         for q in range(len(self.beta)):
-            rows = seen[quality == q]
+            rows = bits.detach()[quality == q]
             if not len(rows):
                 continue
-            now = float(rows.mean())
+            now = max(float(rows.mean()) / 8 * self.scale[q], 1e-3)
             self.mean[q] = now if not self.mean[q] else self._SMOOTH * self.mean[q] + (1 - self._SMOOTH) * now
+            self.first[q] = self.first[q] or now
             if self.target:
-                over = max(-1.0, min(1.0, self.mean[q] / self.target[q] - 1))
-                self.beta[q] = max(self._LEAST, min(self._MOST, self.beta[q] * (1 + self._GAIN * over)))
+                left = max(0.0, 1 - done / self._RAMP_SHARE)
+                goal = self.target[q] * (self.first[q] / self.target[q]) ** left
+                missed = max(-1.0, min(1.0, 2 * math.log(self.mean[q] / goal)))
+                self.beta[q] = max(self._LEAST, min(self._MOST, self.beta[q] * math.exp(gain * missed)))
+
+    def measured(self, coded_bytes: Sequence[float]) -> None:
+        """Hear what the codec made of held-out frames at each quality."""
+        for q, coded in enumerate(coded_bytes):
+            if self.mean[q]:
+                ratio = self.scale[q] * coded / self.mean[q]
+                self.scale[q] = max(0.5, min(2.0, ratio))
+                self.mean[q] = coded
 
     def state(self) -> dict[str, list[float]]:
         """What a checkpoint keeps."""
-        return {"beta": list(self.beta), "mean": list(self.mean)}
+        return {"beta": list(self.beta), "mean": list(self.mean), "first": list(self.first), "scale": list(self.scale)}
 
     def restore(self, state: dict[str, list[float]]) -> None:
         """Go on from what `state` gave."""
-        self.beta, self.mean = list(state["beta"]), list(state["mean"])
+        for name in ("beta", "mean", "first", "scale"):
+            setattr(self, name, list(state[name]))

@@ -27,8 +27,10 @@ class TrainOptions:
     """Channels of the bottleneck."""
     stride: int | None = None
     """Pixels of the picture a side to one column of the bottleneck; twice the cut's own where None."""
-    levels: int = 8
-    """Size of the alphabet of `bottlefit`. The other methods have `MAX_LEVELS` and let the rate decide."""
+    levels: int | None = None
+    """Size of the alphabet: 8 for `bottlefit`, whose rate it decides. The other methods let the rate term decide how
+    much of the alphabet is used, and need room alone: 16, which the coder takes as one digit, or more where the target
+    is above three bits a symbol."""
     target_bytes: tuple[float, ...] = ()
     """Bytes a frame to train for, smallest first: one for `entropic`, one a quality for `ladder`. The multiplier of the
     rate then follows from the target. Empty: `beta` says what a byte costs."""
@@ -87,7 +89,7 @@ class TrainOptions:
             raise UsageError(f"relaxation is one of {', '.join(get_args(Relaxation))}, not {self.relaxation!r}")
         if not 1 <= self.channels <= 4096:
             raise UsageError(f"a bottleneck has 1 to 4096 channels, not {self.channels}")
-        if not 2 <= self.levels <= MAX_LEVELS:
+        if self.levels is not None and not 2 <= self.levels <= MAX_LEVELS:
             raise UsageError(f"an alphabet has 2 to {MAX_LEVELS} symbols, not {self.levels}")
         if self.stride is not None and self.stride < 1:
             raise UsageError(f"the stride is 1 or more, not {self.stride}")
@@ -111,11 +113,6 @@ class TrainOptions:
     def rated(self) -> bool:
         """Whether the loss has a rate term."""
         return self.method != "bottlefit"
-
-    @property
-    def alphabet(self) -> int:
-        """Size of the alphabet at every quality."""
-        return MAX_LEVELS - 1 if self.rated else self.levels
 
     @property
     def encoder_frozen(self) -> bool:

@@ -8,6 +8,9 @@ exported graph makes; on the way back rounding is taken as the identity, which g
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -19,10 +22,12 @@ Tensor = torch.Tensor
 _CHANNEL_AXIS = 1
 _CLIP_DEVIATIONS = 2.5
 """Half the first range of a fixed alphabet, in standard deviations."""
-_FIRST_RATE_STEPS = 0.5
-"""First step where the rate decides, in standard deviations, at the finest quality."""
-_SPREAD = 4.0
-"""Coarsest over finest step of a ladder, at first."""
+_FIRST_BITS = (1.5, 3.5)
+"""A symbol, at the coarsest and at the finest quality, where no target says more."""
+_FIRST_EXTRA_BITS = 0.75
+"""A symbol's bits above the target: what is learned first needs room, and the rate then takes away what is not needed."""
+_COARSEST = 2.5
+"""First step at most, in standard deviations; beyond, everything is zero and nothing learns."""
 
 
 class Quantiser(nn.Module):
@@ -48,19 +53,24 @@ class Quantiser(nn.Module):
         """Rungs of the ladder."""
         return int(self.log_steps.shape[0])
 
-    def start(self, features: Tensor, *, rated: bool) -> None:
+    def start(self, features: Tensor, *, rated: bool, target_bytes: Sequence[float] = ()) -> None:
         """First steps, from the features of an untrained encoder.
 
         Args:
             features: `float32 [B, C, H, W]`.
             rated: the loss has a rate term, so that the alphabet has room and the step is free.
+            target_bytes: of a frame at each quality, where that is known.
         """
         deviation = features.std(dim=(0, 2, 3)).clamp(min=1e-3)
-        base = deviation * (_FIRST_RATE_STEPS if rated else 2 * _CLIP_DEVIATIONS / (self.levels - 1))
-        count = self.qualities
-        spread = torch.tensor([_SPREAD ** ((count - 1 - q) / max(1, count - 1)) for q in range(count)])
+        if not rated:
+            shares = [2 * _CLIP_DEVIATIONS / (self.levels - 1)] * self.qualities
+        else:
+            each = [8 * target / features[0].numel() for target in target_bytes]
+            bits = [b + _FIRST_EXTRA_BITS for b in each] or _even(_FIRST_BITS, self.qualities)
+            # A normal distribution's entropy in cells of a step's width, solved for the step.
+            shares = [min(_COARSEST, math.sqrt(2 * math.pi * math.e) / 2**b) for b in bits]
         with torch.no_grad():
-            self.log_steps.copy_((base * spread[:, None].to(base)).log())
+            self.log_steps.copy_((deviation * torch.tensor(shares)[:, None].to(deviation)).log())
 
     def steps(self, quality: Tensor) -> Tensor:
         """`float32 [B, C, 1, 1]`: the steps of each frame's quality (`int64 [B]`)."""
@@ -94,3 +104,9 @@ class Quantiser(nn.Module):
         steps = self.log_steps.detach().exp().cpu().numpy().astype(np.float32)
         zeros = np.full_like(steps, float(self.middle))
         return QuantiserTable((self.levels,) * self.qualities, _CHANNEL_AXIS, steps, zeros)
+
+
+def _even(ends: tuple[float, float], count: int) -> list[float]:
+    """Numbers evenly spaced from one end to the other; the far end alone where there is one."""
+    low, high = ends
+    return [high - (high - low) * (count - 1 - i) / max(1, count - 1) for i in range(count)]

@@ -37,17 +37,18 @@ class Student(nn.Module):
     def __init__(self, pair: Pair, halves: Halves, options: TrainOptions) -> None:
         super().__init__()
         self.encoder, self.decoder = pair.encoder, pair.decoder
-        self.quantiser = Quantiser(options.channels, options.alphabet, options.qualities)
+        self.quantiser = Quantiser(options.channels, _levels(halves, pair, options), options.qualities)
         self.prior = FactorisedPrior(options.channels) if options.rated else None
         self.tail: Tail = copy.deepcopy(halves.tail)
-        self.relaxation = options.relaxation
+        self.options = options
 
     @torch.no_grad()
     def start(self, pictures: Tensor) -> None:
         """Set scales from a first batch of normalised pictures."""
         self.eval()
         features = self.encoder(pictures)
-        self.quantiser.start(features, rated=self.prior is not None)
+        rated = self.prior is not None
+        self.quantiser.start(features, rated=rated, target_bytes=self.options.target_bytes)
         if self.prior is not None:
             self.prior.start(features)
 
@@ -59,7 +60,7 @@ class Student(nn.Module):
         if self.prior is not None:
             noisy = self.quantiser.noisy(features, quality, generator)
             bits = self.prior.bits(noisy, self.quantiser.steps(quality))
-            if self.relaxation == "noise":
+            if self.options.relaxation == "noise":
                 seen = noisy
         restored = self.decoder(seen)
         answer, *taps = self.tail.tapped(restored)
@@ -74,3 +75,7 @@ class Student(nn.Module):
     def symbols(self, pictures: Tensor, quality: Tensor) -> Tensor:
         """`uint8 [B, C, h, w]`: what crosses the link."""
         return self.quantiser.symbols(self.encoder(pictures), quality)
+
+
+def _levels(halves: Halves, pair: Pair, options: TrainOptions) -> int:
+    return options.levels or (16 if options.rated else 8)
