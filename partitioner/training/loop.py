@@ -44,6 +44,8 @@ _LAST_SHARE = 0.01
 """Of the largest learning rate, at the end."""
 _PRIOR_FASTER = 5.0
 """A prior that lags behind the encoder misprices its symbols."""
+_STEPS_FASTER = 10.0
+"""Logarithms of steps move over several units, weights over tenths."""
 _CLIP_NORM = 5.0
 
 
@@ -182,11 +184,12 @@ class Training:
                 parts["rate"] = self.control.loss(made.bits, quality)
                 total = self.batches.steps * self.options.epochs[stage]
                 done = (self.position.epoch * self.batches.steps + self.position.step) / total
-                self.control.follow(made.bits, quality, done, total)
+                assert made.true_bits is not None
+                self.control.follow(made.true_bits, quality, done, total)
         loss = torch.stack(list(parts.values())).sum()
         told = {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
-        if made.bits is not None:
-            told["bytes"] = float(made.bits.detach().mean() / 8)
+        if made.true_bits is not None:
+            told["bytes"] = float(made.true_bits.mean() / 8)
         return loss, told
 
     def _parts(
@@ -303,19 +306,22 @@ def one_cycle(step: int, total: int) -> float:
 
 
 def _optimiser(student: Student, options: TrainOptions) -> torch.optim.Optimizer:
-    plain: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    prior: list[nn.Parameter] = []
+    groups: dict[str, list[nn.Parameter]] = {"prior": [], "quantiser": [], "plain": [], "decayed": []}
     for name, parameter in student.named_parameters():
+        part = name.partition(".")[0]
         if parameter.requires_grad:
-            group = prior if name.startswith("prior.") else decayed if parameter.ndim > 1 else plain
-            (plain if name.startswith("quantiser.") else group).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay, "faster": 1.0},
-        {"params": plain, "weight_decay": 0.0, "faster": 1.0},
-        {"params": prior, "weight_decay": 0.0, "faster": _PRIOR_FASTER},
+            groups[part if part in groups else "decayed" if parameter.ndim > 1 else "plain"].append(parameter)
+    faster = {"prior": _PRIOR_FASTER, "quantiser": _STEPS_FASTER}
+    made = [
+        {
+            "params": members,
+            "weight_decay": options.weight_decay if name == "decayed" else 0.0,
+            "faster": faster.get(name, 1.0),
+        }
+        for name, members in groups.items()
+        if members
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=options.rates[0])
+    return torch.optim.AdamW(made, lr=options.rates[0])
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

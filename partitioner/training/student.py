@@ -28,7 +28,9 @@ class Made:
     bottleneck: Tensor
     """Restored from the symbols, `[B, C, h, w]`."""
     bits: Tensor | None
-    """Of each frame, `float32 [B]`, by the prior; None where there is none."""
+    """Of each frame, `float32 [B]`, by the prior, with noise for rounding; None where there is no prior."""
+    true_bits: Tensor | None
+    """The same of the symbols themselves, without gradient: noise overstates or understates coarse steps."""
 
 
 class Student(nn.Module):
@@ -55,16 +57,19 @@ class Student(nn.Module):
     def made(self, pictures: Tensor, quality: Tensor, generator: torch.Generator) -> Made:
         """Run as in training."""
         features = self.encoder(pictures)
-        bits = None
+        bits = true_bits = None
         seen = self.quantiser(features, quality)
         if self.prior is not None:
             noisy = self.quantiser.noisy(features, quality, generator)
-            bits = self.prior.bits(noisy, self.quantiser.steps(quality))
+            steps = self.quantiser.steps(quality)
+            bits = self.prior.bits(noisy, steps)
+            with torch.no_grad():
+                true_bits = self.prior.bits(seen, steps)
             if self.options.relaxation == "noise":
                 seen = noisy
         restored = self.decoder(seen)
         answer, *taps = self.tail.tapped(restored)
-        return Made(answer, [restored, *taps], seen, bits)
+        return Made(answer, [restored, *taps], seen, bits, true_bits)
 
     def forward(self, pictures: Tensor, quality: Tensor) -> Tensor:
         """The answer as it is deployed: normalised pictures `[B, 3, H, W]`, qualities `int64 [B]`."""
