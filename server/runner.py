@@ -71,7 +71,10 @@ class BatchRunner:
     def _prepare(self, job: Job) -> _Ready:
         start_s = time.monotonic()
         _check_deadline(job, start_s)
-        prepared = self._engine.prepare(job.frame)
+        if job.shared is None:
+            prepared = self._engine.prepare(job.frame)
+        else:
+            prepared = job.shared.prepare(self._engine, job.frame)
         return _Ready(job, prepared, start_s, time.monotonic())
 
     def _run(self, batch: list[_Ready]) -> Finished:

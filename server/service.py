@@ -143,4 +143,4 @@ def _describe_cut(cut: Cut) -> pb.CutDescription:
         )
         for quality in cut.qualities
     ]
-    return pb.CutDescription(name=cut.name, qualities=qualities)
+    return pb.CutDescription(name=cut.name, qualities=qualities, tails=cut.tail_names)
