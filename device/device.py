@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..runtime.bundle import Bundle
 from ..runtime.errors import BundleMismatchError, NarrowsError, UsageError
 from ..runtime.manifest import Half
+from . import tracing
 from .engine import Engine, check_replaceable
 from .inputs import Value, as_input
 from .live import Intake
@@ -245,6 +246,8 @@ class Device:
             def ended(journey: Journey, outcome: Outcome) -> None:
                 engine.leave()
                 self.tally.count(outcome)
+                if journey.trace is not None:
+                    journey.trace.end(outcome)
                 arrived(journey, outcome)
 
             return Journey(
@@ -255,6 +258,7 @@ class Device:
                 began=there,
                 ms={"source": (there - began) * 1000},
                 arrived=ended,
+                trace=tracing.begin(there),
                 deadline=None if deadline_ms is None else there + deadline_ms / 1000,
             )
 

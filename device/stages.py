@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..runtime.answer import Array, Reply, TailAnswer, Wanted
 from ..runtime.bundle import Bundle
@@ -198,6 +198,9 @@ class Stages:
         pack: Callable[[str], Frame],
     ) -> Parcel:
         expires = journey.began + self.timeout_s
+        if (trace := journey.trace) is not None:
+            frame, plain = replace(frame, trace=trace.context), pack
+            pack = lambda coder: replace(plain(coder), trace=trace.context)  # noqa: E731
         return Parcel(
             frame=frame,
             expires=expires if journey.deadline is None else min(expires, journey.deadline),

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1anarrows/protos/split.proto\x12\nnarrows.v1\" \n\x0f\x44\x65scribeRequest\x12\r\n\x05model\x18\x01 \x01(\t\"h\n\x10\x44\x65scribeResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x0e\n\x06\x63oders\x18\x02 \x03(\t\x12,\n\x06models\x18\x03 \x03(\x0b\x32\x1c.narrows.v1.ModelDescription\"i\n\x10ModelDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12(\n\x04\x63uts\x18\x03 \x03(\x0b\x32\x1a.narrows.v1.CutDescription\x12\r\n\x05whole\x18\x04 \x01(\x08\"`\n\x0e\x43utDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\tqualities\x18\x02 \x03(\x0b\x32\x1e.narrows.v1.QualityDescription\x12\r\n\x05tails\x18\x03 \x03(\t\"_\n\x12QualityDescription\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\x15\n\rpayload_bytes\x18\x02 \x01(\x01\x12\x16\n\tagreement\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_agreement\"A\n\x10\x46\x65tchHeadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"S\n\x0e\x46\x65tchHeadChunk\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"-\n\x0b\x43odedTensor\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\r\"\xb1\x01\n\x05\x46rame\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x1e\n\x04mode\x18\x02 \x01(\x0e\x32\x10.narrows.v1.Mode\x12\x0b\n\x03\x63ut\x18\x03 \x01(\r\x12\x0f\n\x07quality\x18\x04 \x01(\r\x12\r\n\x05\x63oder\x18\x05 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x07\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\x12(\n\x07tensors\x18\x08 \x03(\x0b\x32\x17.narrows.v1.CodedTensor\"i\n\x06\x41nswer\x12%\n\x04\x66orm\x18\x01 \x01(\x0e\x32\x17.narrows.v1.Answer.Form\x12\x0b\n\x03top\x18\x02 \x01(\r\x12\r\n\x05tails\x18\x03 \x03(\t\"\x1c\n\x04\x46orm\x12\x0b\n\x07TENSORS\x10\x00\x12\x07\n\x03TOP\x10\x01\"s\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\"\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x12.narrows.v1.Answer\x12 \n\x05\x66rame\x18\x04 \x01(\x0b\x32\x11.narrows.v1.Frame\"l\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x0e\n\x06\x63oders\x18\x04 \x03(\t\x12\"\n\x06\x61nswer\x18\x05 \x01(\x0b\x32\x12.narrows.v1.Answer\"`\n\x07Welcome\x12\r\n\x05\x63oder\x18\x01 \x01(\t\x12\x17\n\x0fmax_frame_bytes\x18\x02 \x01(\x04\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x16\n\x0eserver_version\x18\x04 \x01(\t\"\n\n\x08\x44raining\"b\n\rClientMessage\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.narrows.v1.HelloH\x00\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.narrows.v1.FrameH\x00\x42\t\n\x07message\"\x94\x01\n\rServerMessage\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.narrows.v1.WelcomeH\x00\x12&\n\x07outcome\x18\x02 \x01(\x0b\x32\x13.narrows.v1.OutcomeH\x00\x12(\n\x08\x64raining\x18\x03 \x01(\x0b\x32\x14.narrows.v1.DrainingH\x00\x42\t\n\x07message\"B\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"(\n\x08TopClass\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\"5\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08retry_ms\x18\x03 \x01(\r\"M\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x11\n\tdecode_us\x18\x02 \x01(\r\x12\x0f\n\x07tail_us\x18\x03 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\r\"b\n\nTailAnswer\x12\x0c\n\x04tail\x18\x01 \x01(\t\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.narrows.v1.Tensor\x12!\n\x03top\x18\x03 \x03(\x0b\x32\x14.narrows.v1.TopClass\"\xcc\x01\n\x07Outcome\x12\n\n\x02id\x18\x01 \x01(\x04\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.narrows.v1.Error\x12#\n\x07outputs\x18\x03 \x03(\x0b\x32\x12.narrows.v1.Tensor\x12!\n\x03top\x18\x04 \x03(\x0b\x32\x14.narrows.v1.TopClass\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.narrows.v1.Timing\x12\'\n\x07\x66urther\x18\x06 \x03(\x0b\x32\x16.narrows.v1.TailAnswer*:\n\x04Mode\x12\x0e\n\nMODE_SPLIT\x10\x00\x12\x10\n\x0cMODE_OFFLOAD\x10\x01\x12\x10\n\x0cMODE_TENSORS\x10\x02\x32\x9c\x02\n\x0eSplitInference\x12\x45\n\x08\x44\x65scribe\x12\x1b.narrows.v1.DescribeRequest\x1a\x1c.narrows.v1.DescribeResponse\x12G\n\tFetchHead\x12\x1c.narrows.v1.FetchHeadRequest\x1a\x1a.narrows.v1.FetchHeadChunk0\x01\x12\x36\n\x05Infer\x12\x18.narrows.v1.InferRequest\x1a\x13.narrows.v1.Outcome\x12\x42\n\x06Stream\x12\x19.narrows.v1.ClientMessage\x1a\x19.narrows.v1.ServerMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1anarrows/protos/split.proto\x12\nnarrows.v1\" \n\x0f\x44\x65scribeRequest\x12\r\n\x05model\x18\x01 \x01(\t\"h\n\x10\x44\x65scribeResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x0e\n\x06\x63oders\x18\x02 \x03(\t\x12,\n\x06models\x18\x03 \x03(\x0b\x32\x1c.narrows.v1.ModelDescription\"i\n\x10ModelDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12(\n\x04\x63uts\x18\x03 \x03(\x0b\x32\x1a.narrows.v1.CutDescription\x12\r\n\x05whole\x18\x04 \x01(\x08\"`\n\x0e\x43utDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\tqualities\x18\x02 \x03(\x0b\x32\x1e.narrows.v1.QualityDescription\x12\r\n\x05tails\x18\x03 \x03(\t\"_\n\x12QualityDescription\x12\x0c\n\x04\x62its\x18\x01 \x01(\r\x12\x15\n\rpayload_bytes\x18\x02 \x01(\x01\x12\x16\n\tagreement\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_agreement\"A\n\x10\x46\x65tchHeadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"S\n\x0e\x46\x65tchHeadChunk\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"-\n\x0b\x43odedTensor\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\r\"\xc0\x01\n\x05\x46rame\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x1e\n\x04mode\x18\x02 \x01(\x0e\x32\x10.narrows.v1.Mode\x12\x0b\n\x03\x63ut\x18\x03 \x01(\r\x12\x0f\n\x07quality\x18\x04 \x01(\r\x12\r\n\x05\x63oder\x18\x05 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x07\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\x12(\n\x07tensors\x18\x08 \x03(\x0b\x32\x17.narrows.v1.CodedTensor\x12\r\n\x05trace\x18\t \x01(\x0c\"i\n\x06\x41nswer\x12%\n\x04\x66orm\x18\x01 \x01(\x0e\x32\x17.narrows.v1.Answer.Form\x12\x0b\n\x03top\x18\x02 \x01(\r\x12\r\n\x05tails\x18\x03 \x03(\t\"\x1c\n\x04\x46orm\x12\x0b\n\x07TENSORS\x10\x00\x12\x07\n\x03TOP\x10\x01\"s\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\x12\"\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x12.narrows.v1.Answer\x12 \n\x05\x66rame\x18\x04 \x01(\x0b\x32\x11.narrows.v1.Frame\"l\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x0e\n\x06\x63oders\x18\x04 \x03(\t\x12\"\n\x06\x61nswer\x18\x05 \x01(\x0b\x32\x12.narrows.v1.Answer\"`\n\x07Welcome\x12\r\n\x05\x63oder\x18\x01 \x01(\t\x12\x17\n\x0fmax_frame_bytes\x18\x02 \x01(\x04\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x16\n\x0eserver_version\x18\x04 \x01(\t\"\n\n\x08\x44raining\"b\n\rClientMessage\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.narrows.v1.HelloH\x00\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x11.narrows.v1.FrameH\x00\x42\t\n\x07message\"\x94\x01\n\rServerMessage\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.narrows.v1.WelcomeH\x00\x12&\n\x07outcome\x18\x02 \x01(\x0b\x32\x13.narrows.v1.OutcomeH\x00\x12(\n\x08\x64raining\x18\x03 \x01(\x0b\x32\x14.narrows.v1.DrainingH\x00\x42\t\n\x07message\"B\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"(\n\x08TopClass\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05score\x18\x02 \x01(\x02\"5\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08retry_ms\x18\x03 \x01(\r\"M\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x11\n\tdecode_us\x18\x02 \x01(\r\x12\x0f\n\x07tail_us\x18\x03 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\r\"b\n\nTailAnswer\x12\x0c\n\x04tail\x18\x01 \x01(\t\x12#\n\x07outputs\x18\x02 \x03(\x0b\x32\x12.narrows.v1.Tensor\x12!\n\x03top\x18\x03 \x03(\x0b\x32\x14.narrows.v1.TopClass\"\xcc\x01\n\x07Outcome\x12\n\n\x02id\x18\x01 \x01(\x04\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.narrows.v1.Error\x12#\n\x07outputs\x18\x03 \x03(\x0b\x32\x12.narrows.v1.Tensor\x12!\n\x03top\x18\x04 \x03(\x0b\x32\x14.narrows.v1.TopClass\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.narrows.v1.Timing\x12\'\n\x07\x66urther\x18\x06 \x03(\x0b\x32\x16.narrows.v1.TailAnswer*:\n\x04Mode\x12\x0e\n\nMODE_SPLIT\x10\x00\x12\x10\n\x0cMODE_OFFLOAD\x10\x01\x12\x10\n\x0cMODE_TENSORS\x10\x02\x32\x9c\x02\n\x0eSplitInference\x12\x45\n\x08\x44\x65scribe\x12\x1b.narrows.v1.DescribeRequest\x1a\x1c.narrows.v1.DescribeResponse\x12G\n\tFetchHead\x12\x1c.narrows.v1.FetchHeadRequest\x1a\x1a.narrows.v1.FetchHeadChunk0\x01\x12\x36\n\x05Infer\x12\x18.narrows.v1.InferRequest\x1a\x13.narrows.v1.Outcome\x12\x42\n\x06Stream\x12\x19.narrows.v1.ClientMessage\x1a\x19.narrows.v1.ServerMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'narrows.protos.split_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODE']._serialized_start=2109
-  _globals['_MODE']._serialized_end=2167
+  _globals['_MODE']._serialized_start=2124
+  _globals['_MODE']._serialized_end=2182
   _globals['_DESCRIBEREQUEST']._serialized_start=42
   _globals['_DESCRIBEREQUEST']._serialized_end=74
   _globals['_DESCRIBERESPONSE']._serialized_start=76
@@ -50,35 +50,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CODEDTENSOR']._serialized_start=636
   _globals['_CODEDTENSOR']._serialized_end=681
   _globals['_FRAME']._serialized_start=684
-  _globals['_FRAME']._serialized_end=861
-  _globals['_ANSWER']._serialized_start=863
-  _globals['_ANSWER']._serialized_end=968
-  _globals['_ANSWER_FORM']._serialized_start=940
-  _globals['_ANSWER_FORM']._serialized_end=968
-  _globals['_INFERREQUEST']._serialized_start=970
-  _globals['_INFERREQUEST']._serialized_end=1085
-  _globals['_HELLO']._serialized_start=1087
-  _globals['_HELLO']._serialized_end=1195
-  _globals['_WELCOME']._serialized_start=1197
-  _globals['_WELCOME']._serialized_end=1293
-  _globals['_DRAINING']._serialized_start=1295
-  _globals['_DRAINING']._serialized_end=1305
-  _globals['_CLIENTMESSAGE']._serialized_start=1307
-  _globals['_CLIENTMESSAGE']._serialized_end=1405
-  _globals['_SERVERMESSAGE']._serialized_start=1408
-  _globals['_SERVERMESSAGE']._serialized_end=1556
-  _globals['_TENSOR']._serialized_start=1558
-  _globals['_TENSOR']._serialized_end=1624
-  _globals['_TOPCLASS']._serialized_start=1626
-  _globals['_TOPCLASS']._serialized_end=1666
-  _globals['_ERROR']._serialized_start=1668
-  _globals['_ERROR']._serialized_end=1721
-  _globals['_TIMING']._serialized_start=1723
-  _globals['_TIMING']._serialized_end=1800
-  _globals['_TAILANSWER']._serialized_start=1802
-  _globals['_TAILANSWER']._serialized_end=1900
-  _globals['_OUTCOME']._serialized_start=1903
-  _globals['_OUTCOME']._serialized_end=2107
-  _globals['_SPLITINFERENCE']._serialized_start=2170
-  _globals['_SPLITINFERENCE']._serialized_end=2454
+  _globals['_FRAME']._serialized_end=876
+  _globals['_ANSWER']._serialized_start=878
+  _globals['_ANSWER']._serialized_end=983
+  _globals['_ANSWER_FORM']._serialized_start=955
+  _globals['_ANSWER_FORM']._serialized_end=983
+  _globals['_INFERREQUEST']._serialized_start=985
+  _globals['_INFERREQUEST']._serialized_end=1100
+  _globals['_HELLO']._serialized_start=1102
+  _globals['_HELLO']._serialized_end=1210
+  _globals['_WELCOME']._serialized_start=1212
+  _globals['_WELCOME']._serialized_end=1308
+  _globals['_DRAINING']._serialized_start=1310
+  _globals['_DRAINING']._serialized_end=1320
+  _globals['_CLIENTMESSAGE']._serialized_start=1322
+  _globals['_CLIENTMESSAGE']._serialized_end=1420
+  _globals['_SERVERMESSAGE']._serialized_start=1423
+  _globals['_SERVERMESSAGE']._serialized_end=1571
+  _globals['_TENSOR']._serialized_start=1573
+  _globals['_TENSOR']._serialized_end=1639
+  _globals['_TOPCLASS']._serialized_start=1641
+  _globals['_TOPCLASS']._serialized_end=1681
+  _globals['_ERROR']._serialized_start=1683
+  _globals['_ERROR']._serialized_end=1736
+  _globals['_TIMING']._serialized_start=1738
+  _globals['_TIMING']._serialized_end=1815
+  _globals['_TAILANSWER']._serialized_start=1817
+  _globals['_TAILANSWER']._serialized_end=1915
+  _globals['_OUTCOME']._serialized_start=1918
+  _globals['_OUTCOME']._serialized_end=2122
+  _globals['_SPLITINFERENCE']._serialized_start=2185
+  _globals['_SPLITINFERENCE']._serialized_end=2469
 # @@protoc_insertion_point(module_scope)

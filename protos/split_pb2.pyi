@@ -95,7 +95,7 @@ class CodedTensor(_message.Message):
     def __init__(self, payload: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("id", "mode", "cut", "quality", "coder", "checksum", "deadline_ms", "tensors")
+    __slots__ = ("id", "mode", "cut", "quality", "coder", "checksum", "deadline_ms", "tensors", "trace")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +104,7 @@ class Frame(_message.Message):
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     id: int
     mode: Mode
     cut: int
@@ -112,7 +113,8 @@ class Frame(_message.Message):
     checksum: int
     deadline_ms: int
     tensors: _containers.RepeatedCompositeFieldContainer[CodedTensor]
-    def __init__(self, id: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., cut: _Optional[int] = ..., quality: _Optional[int] = ..., coder: _Optional[int] = ..., checksum: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[CodedTensor, _Mapping]]] = ...) -> None: ...
+    trace: bytes
+    def __init__(self, id: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., cut: _Optional[int] = ..., quality: _Optional[int] = ..., coder: _Optional[int] = ..., checksum: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[CodedTensor, _Mapping]]] = ..., trace: _Optional[bytes] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("form", "top", "tails")

@@ -27,6 +27,7 @@ def frame_to_wire(frame: Frame) -> pb.Frame:
         checksum=frame.checksum,
         deadline_ms=min(frame.deadline_ms, _UINT32_MAX),
         tensors=[pb.CodedTensor(payload=tensor.payload, shape=tensor.shape) for tensor in frame.tensors],
+        trace=frame.trace,
     )
 
 
@@ -49,6 +50,7 @@ def frame_from_wire(message: pb.Frame) -> Frame:
         tensors=tuple(CodedTensor(tensor.payload, tuple(tensor.shape)) for tensor in message.tensors),
         deadline_ms=message.deadline_ms,
         mode=mode,
+        trace=message.trace,
     )
 
 

@@ -17,6 +17,7 @@ from ..runtime.errors import DeadlineError, InternalError, NarrowsError
 from ..runtime.frame import Frame
 from .engine import Engine, Prepared
 from .job import Finished, Job
+from .logs import fields
 
 _log = logging.getLogger(__name__)
 
@@ -124,5 +125,8 @@ def _late(job: Job, now_s: float) -> DeadlineError:
 
 def _internal(job: Job) -> Reply:
     # A graph or a coder may raise anything at all: that costs the frame and not the worker, which serves everybody.
-    _log.exception("frame %d of client %s failed in a way that has no error of its own", job.frame.id, job.client.name)
-    return Reply(job.frame.id, error=InternalError("the server failed on this frame; its log says why"))
+    known = job.client.request
+    facts = {"request": known, **fields(client=job.client.name, route=job.route, frame=job.frame.id)}
+    _log.exception("a frame failed in a way that has no error of its own", extra=facts)
+    text = f"the server failed on this frame; its log says why, at request {known or 'unknown'}"
+    return Reply(job.frame.id, error=InternalError(text))

@@ -45,6 +45,8 @@ class DeviceStream:
         self._room = asyncio.Event()
         self._leaving = False
         self._lingered = False
+        self.frames = 0
+        """That came in so far."""
         limits = plane.limits
         self._send(
             welcome=pb.Welcome(
@@ -128,6 +130,7 @@ class DeviceStream:
             await self._wake.wait()
 
     def _take(self, message: pb.Frame) -> None:
+        self.frames += 1
         try:
             if self._leaving:
                 raise DrainingError("this stream is about to end and takes no new frame; connect again")
