@@ -1,10 +1,10 @@
 """Bundle head and link in, outcomes out."""
 
+from ..runtime.cost import PowerModel
 from .device import Device
 from .inputs import Input
 from .options import DeviceOptions
 from .outcome import Answer, Outcome, Point, Prediction
-from .planner import PowerModel
 from .policies import Adaptive, Always, Neurosurgeon, Policy, Static
 from .run import run_source, save
 from .sources import open_source

@@ -7,11 +7,11 @@ from typing import get_args
 
 from ..runtime import codec
 from ..runtime.answer import Wanted
+from ..runtime.cost import PowerModel
 from ..runtime.errors import UsageError
 from ..runtime.link import LinkOptions
 from ..runtime.session import SessionOptions
 from .live import Drop
-from .planner import PowerModel
 from .policies import Policy, Static
 
 

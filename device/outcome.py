@@ -10,24 +10,11 @@ from typing import Any, Literal
 
 from ..runtime.answer import Array
 from ..runtime.errors import NarrowsError
+from ..runtime.point import LOCAL, Point
 
-Mode = Literal["split", "local", "offload"]
+__all__ = ["LOCAL", "Outcome", "Point", "Prediction", "Provenance", "Tally"]
+
 Provenance = Literal["server", "local"]
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """The operating point of one frame: what was done with it."""
-
-    mode: Mode
-    cut: str | None = None
-    """Name of the cut; None where nothing was cut."""
-    quality: int | None = None
-    """Of the cut's ladder; of the JPEG for `offload`."""
-
-
-LOCAL = Point("local")
-"""The whole model on the device."""
 
 
 @dataclass(frozen=True, slots=True)
