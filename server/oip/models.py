@@ -187,6 +187,11 @@ def all_models(catalogue: Catalogue, client: Client) -> list[OipModel]:
     return sorted(found, key=lambda model: (model.name, model.version))
 
 
+def bundle_name(name: str) -> str:
+    """Name of the bundle's model, of a model of the protocol."""
+    return name.removesuffix(_SPLIT)
+
+
 def find(catalogue: Catalogue, client: Client, name: str, version: str) -> OipModel:
     """The model that a request names.
 
@@ -195,7 +200,7 @@ def find(catalogue: Catalogue, client: Client, name: str, version: str) -> OipMo
         ModelNotFoundError: no such model or version, or the bundle does not bring its whole model here.
     """
     split = name.endswith(_SPLIT)
-    bundle = name.removesuffix(_SPLIT)
+    bundle = bundle_name(name)
     client.check(bundle)
     catalogue.find(bundle)
     for served in reversed(catalogue.versions(bundle)):
