@@ -2,6 +2,7 @@
 
 from .device import Device
 from .inputs import Input
+from .oip import OpenInference
 from .options import DeviceOptions
 from .outcome import Answer, Outcome, Point, Prediction
 from .planner import PowerModel
@@ -20,6 +21,7 @@ __all__ = [
     "DeviceOptions",
     "Input",
     "Neurosurgeon",
+    "OpenInference",
     "Outcome",
     "Point",
     "Policy",

@@ -14,19 +14,17 @@ import numpy as np
 from ...protos import oip_pb2 as pb
 from ...runtime.answer import Wanted
 from ...runtime.errors import DrainingError, NarrowsError, PermissionDeniedError, UsageError
+from ...runtime.oip import SERVICE, add_outputs, tensors_of
 from ...runtime.version import VERSION
 from ..clients import Client
 from ..logs import fields
 from ..plane import DataPlane
 from ..security import client_of
 from ..status import Context, ending, public
-from .models import OipModel, all_models, bundle_name, find
+from .models import Kind, OipModel, all_models, bundle_name, find
 from .statistics import Statistics
-from .tensors import add_outputs, inputs_of
 
 _log = logging.getLogger(__name__)
-
-SERVICE = "inference.GRPCInferenceService"
 
 _ERRORS_AS_STATUS = "triton_grpc_error"
 """A stream that was opened with this metadata ends with the first error as its status, as Triton's does."""
@@ -90,8 +88,9 @@ class OpenInference:
         Raises:
             NarrowsError: the first error of any of its frames; a response of the protocol is whole or not at all.
         """
-        model = find(self._plane.catalogue, client, request.model_name, request.model_version)
-        inputs = inputs_of(request, self._plane.limits.max_elements)
+        limits = self._plane.limits
+        model = find(self._plane.catalogue, client, request.model_name, request.model_version, limits)
+        inputs = tensors_of(request.inputs, request.raw_input_contents, limits.max_elements)
         frames = model.frames(inputs, _deadline_ms(request, left_s))
         wanted = [output.name for output in request.outputs]
         tails = model.tails(frames, wanted)
@@ -152,7 +151,10 @@ class OpenInference:
             models = all_models(catalogue, client)
         count = self._statistics.message
         return pb.ModelStatisticsResponse(
-            model_stats=[count(m.served.model.name, split=m.split, name=m.name, version=m.version) for m in models]
+            model_stats=[
+                count(m.served.model.name, split=m.kind is not Kind.WHOLE, name=m.name, version=m.version)
+                for m in models
+            ]
         )
 
     def _repository_index(self, request: pb.RepositoryIndexRequest, client: Client) -> pb.RepositoryIndexResponse:
@@ -292,4 +294,4 @@ def _deadline_ms(request: pb.ModelInferRequest, left_s: float | None) -> int:
 
 
 def _stack(arrays: list[np.ndarray[Any, Any]], model: OipModel) -> np.ndarray[Any, Any]:
-    return np.stack(arrays) if model.manifest.batched or model.split else arrays[0]
+    return np.stack(arrays) if model.manifest.batched or model.kind is Kind.SPLIT else arrays[0]
