@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .tables import err as _err
+from .tables import out as _out
+from .tables import print_json as _print_json
+from .tables import table as _table
+
 if TYPE_CHECKING:
     from ..demo import Report
-    from ..device import Outcome
+    from ..device import Outcome, Prediction
     from ..doctor import Finding
     from ..partitioner import CutPoint
     from ..runtime.bundle import Bundle
     from ..server import Listening
 
 _MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
-
-
-def _out() -> Console:
-    # Where nobody's window sets a width, names stay whole: the lines are for a file or another program.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-
-def _err() -> Console:
-    return Console(stderr=True, highlight=False)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, default=str), flush=True)
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    """The first column is a name, the rest are figures."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
-    return table
 
 
 @contextmanager
@@ -194,10 +176,15 @@ def _line(outcome: Outcome, said: str) -> str:
     if outcome.error is not None:
         text = "as above" if str(outcome.error) == said else str(outcome.error)
         return f"{outcome.source}  {outcome.outcome}: {text}"
-    best = outcome.top[0] if outcome.top else None
-    answer = f"{best.label or best.index} {best.score:.2f}" if best else ", ".join(outcome.outputs)
+    several = outcome.answers if len(outcome.answers) > 1 else {}
+    answer = ", ".join(f"{tail}: {_said(one.top, one.outputs)}" for tail, one in several.items())
+    answer = answer or _said(outcome.top, outcome.outputs)
     way = f"{outcome.wire_bytes:,} bytes" if outcome.provenance == "server" else f"on the device ({outcome.provenance})"
     return f"{outcome.source}  {answer}  {way}  {outcome.ms['total']:.1f} ms"
+
+
+def _said(top: Sequence[Prediction], outputs: Iterable[str]) -> str:
+    return f"{top[0].label or top[0].index} {top[0].score:.2f}" if top else ", ".join(outputs)
 
 
 class _Summary:

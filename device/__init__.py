@@ -1,10 +1,11 @@
 """Bundle head and link in, outcomes out."""
 
+from ..runtime.cost import PowerModel
 from .device import Device
 from .inputs import Input
+from .oip import OpenInference
 from .options import DeviceOptions
-from .outcome import Outcome, Point, Prediction
-from .planner import PowerModel
+from .outcome import Answer, Outcome, Point, Prediction
 from .policies import Adaptive, Always, Neurosurgeon, Policy, Static
 from .run import run_source, save
 from .sources import open_source
@@ -14,11 +15,13 @@ from .uplink import Counters
 __all__ = [
     "Adaptive",
     "Always",
+    "Answer",
     "Counters",
     "Device",
     "DeviceOptions",
     "Input",
     "Neurosurgeon",
+    "OpenInference",
     "Outcome",
     "Point",
     "Policy",

@@ -5,37 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ..runtime.errors import UsageError
-from ..runtime.link import wire_bytes
+from ..runtime.cost import PowerModel, frame_wire_bytes
 from ..runtime.manifest import Cut
 from .breaker import Breaker
 from .estimates import Duration, LinkEstimate
 from .outcome import LOCAL, Point
 from .policies import Candidate, Choice, Policy, View
-
-_FRAME_BYTES = 40
-"""Of a frame's message beside its payload."""
-
-
-@dataclass(frozen=True, slots=True)
-class PowerModel:
-    """What a device draws, where it has no meter: a model, and said to be one.
-
-    The defaults are of the order of what is published for a Raspberry Pi 4 under load; measure your own board.
-    """
-
-    compute_w: float = 5.0
-    """While a graph or the coder runs."""
-    wait_w: float = 2.5
-    """While an answer is waited for."""
-    radio_w: float = 1.0
-    """In addition, while bytes leave."""
-
-    def __post_init__(self) -> None:
-        if min(self.compute_w, self.wait_w, self.radio_w) < 0:
-            raise UsageError("powers are not negative")
 
 
 class Planner:
@@ -168,14 +144,13 @@ class Planner:
         return [*(self._sent(point, oldest_s) for point in remote), *whole]
 
     def _sent(self, point: Point, oldest_s: float) -> Candidate:
-        sent = wire_bytes(round(self._bytes[point]) + _FRAME_BYTES)
+        sent = frame_wire_bytes(self._bytes[point])
         head, encode = self._head.get(point.cut, Duration()), self._encode[point]
         server = self._server[point.cut]
         link_s = self.link.expected_s(sent)
         # A frame that has been out for longer than any should be says that the link is slower than it was.
         link_s += max(0.0, oldest_s - link_s - server.mean_s - 3 * self.link_spread.mean_s)
         compute_s = head.mean_s + encode.mean_s
-        power = self._power
         return Candidate(
             point,
             latency_s=compute_s + link_s + server.mean_s,
@@ -184,9 +159,7 @@ class Planner:
             spread_s=head.spread_s + encode.spread_s + server.spread_s + self.link_spread.mean_s,
             wire_bytes=sent,
             accuracy=self._accuracy[point],
-            energy_j=power.compute_w * compute_s
-            + power.wait_w * (link_s + server.mean_s)
-            + power.radio_w * sent * self.link.byte_s,
+            energy_j=self._power.energy_j(compute_s, link_s + server.mean_s, sent * self.link.byte_s),
         )
 
     def _whole(self, local: Duration) -> Candidate:
@@ -199,5 +172,5 @@ class Planner:
             spread_s=local.spread_s,
             wire_bytes=0.0,
             accuracy=1.0,
-            energy_j=self._power.compute_w * took_s,
+            energy_j=self._power.energy_j(took_s),
         )

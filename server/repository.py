@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..runtime.bundle import Bundle
-from ..runtime.errors import BundleError, NarrowsError
+from ..runtime.bundle import Bundle, read_manifest
+from ..runtime.errors import BundleError, ModelNotFoundError, NarrowsError
 from ..runtime.frame import FrameCodec, Limits, frame_codecs
 from ..runtime.halves import Tail, load_arrays
-from ..runtime.manifest import MANIFEST, Half
+from ..runtime.manifest import MANIFEST, Half, OutputSpec
 from ..runtime.session import SessionOptions
 from .batcher import BatchOptions
 from .cost import BatchCost
@@ -41,9 +41,11 @@ class Loaded:
     """A graph that is ready to run, and what its runs cost here."""
 
     name: str
-    """The cut's name, or `WHOLE`."""
+    """The cut's name, and behind a slash that of a further tail; or `WHOLE`."""
     engine: Engine
     cost: BatchCost
+    outputs: tuple[OutputSpec, ...]
+    """What it may answer with."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Model:
     """A bundle whose tails are loaded and have reproduced their golden vectors on this machine."""
 
     bundle: Bundle
-    tails: tuple[Loaded, ...]
-    """One for each cut, in the order of the manifest."""
+    tails: tuple[dict[str, Loaded], ...]
+    """For each cut, in the order of the manifest, its tails by name."""
     whole: Loaded | None
     """The uncut model, where the bundle brings it to the server."""
     head: HeadArchive | None
@@ -88,23 +90,30 @@ class Loader:
             GoldenError: this machine does not give the answers that the bundle was made with.
         """
         bundle = _open(path)
-        tails = [self._tail(bundle, codec) for codec in frame_codecs(bundle, self.limits)]
+        tails = tuple(self._tails(bundle, codec) for codec in frame_codecs(bundle, self.limits))
         whole = self._whole(bundle) if has_whole(bundle.manifest) else None
         head = self.heads.make(bundle) if Half.DEVICE in bundle.halves else None
-        best = ", ".join(f"{one.name}: {one.cost.best_batch}" for one in (*tails, *filter(None, [whole])))
+        graphs = [*(one for cut in tails for one in cut.values()), *filter(None, [whole])]
+        best = ", ".join(f"{one.name}: {one.cost.best_batch}" for one in graphs)
         _log.info("model %s is loaded: bundle %s, best batch sizes: %s", bundle.manifest.name, bundle.digest, best)
-        return Model(bundle, tuple(tails), whole, head, path)
+        return Model(bundle, tails, whole, head, path)
 
-    def _tail(self, bundle: Bundle, codec: FrameCodec) -> Loaded:
+    def _tails(self, bundle: Bundle, codec: FrameCodec) -> dict[str, Loaded]:
         cut = codec.cut
-        engine = SplitEngine(codec, Tail(bundle, cut, self.session))
         golden = load_arrays(bundle, cut.golden_tail)
         sample = Prepared(tuple(golden[f"symbols/0/{i}"] for i in range(len(cut.crossing))), 0)
-        return Loaded(cut.name, engine, self._learned(engine, sample))
+        tails = {}
+        for name in cut.tail_names:
+            engine = SplitEngine(codec, Tail(bundle, cut, self.session, name=name))
+            further = cut.further_tails.get(name)
+            label = cut.name if further is None else f"{cut.name}/{name}"
+            outputs = bundle.manifest.outputs if further is None else further.outputs
+            tails[name] = Loaded(label, engine, self._learned(engine, sample), outputs)
+        return tails
 
     def _whole(self, bundle: Bundle) -> Loaded:
         engine = WholeEngine(bundle, self.limits, self.session)
-        return Loaded(WHOLE, engine, self._learned(engine, engine.sample()))
+        return Loaded(WHOLE, engine, self._learned(engine, engine.sample()), bundle.manifest.outputs)
 
     def _learned(self, engine: Engine, sample: Prepared | None) -> BatchCost:
         cost = BatchCost(self.batch.max_batch, self.batch.max_run_s)
@@ -132,6 +141,10 @@ class Repository:
         """Path → mark of its content, digest."""
         self._refused: dict[Path, str] = {}
         """Path → mark of the content that could not be loaded; it is not tried again before it changes."""
+        self._names: dict[Path, tuple[str, str]] = {}
+        """Path → mark of its content, name of the model in it."""
+        self._unloaded: set[str] = set()
+        """Names that were unloaded by request; looks leave them alone."""
 
     def look(self) -> Changes:
         """Load what is new or changed; what cannot be loaded is logged by name and left out.
@@ -142,6 +155,8 @@ class Repository:
         before = {digest for _, digest in self._loaded.values()}
         found = self._found()
         for path, mark in found.items():
+            if self._unloaded and self._name(path, mark) in self._unloaded:
+                continue
             if mark in (self._loaded.get(path, ("", ""))[0], self._refused.get(path)):
                 continue
             try:
@@ -173,6 +188,50 @@ class Repository:
         if not changes.added:
             raise BundleError(f"no bundle in {self._path} can be served; cut one into it with narrows cut")
         return changes
+
+    @property
+    def unloaded(self) -> Sequence[str]:
+        """Names that were unloaded by request, sorted."""
+        return sorted(self._unloaded)
+
+    def unload(self, name: str) -> Changes:
+        """Let go of all versions of a model, until `load`.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is loaded.
+        """
+        paths = [path for path, (mark, _) in self._loaded.items() if self._name(path, mark) == name]
+        if not paths:
+            raise ModelNotFoundError(f"no model {name!r} is loaded")
+        self._unloaded.add(name)
+        return Changes([], sorted({self._loaded.pop(path)[1] for path in paths}))
+
+    def load(self, name: str) -> Changes:
+        """Load a model that was unloaded or is new, and what changed of it; as any look, this finds other changes too.
+
+        Raises:
+            ModelNotFoundError: the folder has no bundle of that name.
+            BundleError: none of its bundles can be loaded.
+        """
+        paths = [path for path, mark in self._found().items() if self._name(path, mark) == name]
+        if not paths:
+            raise ModelNotFoundError(f"there is no bundle of model {name!r} to load")
+        self._unloaded.discard(name)
+        for path in paths:
+            self._refused.pop(path, None)
+        changes = self.look()
+        if not any(path in self._loaded for path in paths):
+            raise BundleError(f"no bundle of {name!r} can be loaded; the server's log says why")
+        return changes
+
+    def _name(self, path: Path, mark: str) -> str:
+        """Name of the model in a bundle; empty where it cannot be read."""
+        if self._names.get(path, ("", ""))[0] != mark:
+            try:
+                self._names[path] = (mark, read_manifest(path).name)
+            except BundleError:
+                return ""
+        return self._names[path][1]
 
     def _found(self) -> dict[Path, str]:
         paths = [self._path] if is_bundle(self._path) else bundles_in(self._path)
