@@ -25,6 +25,9 @@ _MAX_WIDTH = 192
 _MACS_SHARE = 2
 """The encoder may take one part in so many of the work that it replaces."""
 _PARAMS_SHARE = 90
+"""The encoder may have one in so many of a large teacher's parameters."""
+_SMALL_PARAMS_SHARE = 3
+"""The same of a teacher that is small itself, whose head needs no shrinking to be sent to a device."""
 _LARGE_TEACHER = 1_000_000
 _SMALLEST_SIDE = 4
 """Columns of a bottleneck, where nobody asks for a stride."""
@@ -101,9 +104,8 @@ def design(teacher: Teacher, halves: Halves, options: TrainOptions, activation: 
     if 1 << stages != stride:
         raise UsageError(f"the stride is a power of two, not {stride}")
     most_macs = options.head_macs or halves.front_macs // _MACS_SHARE
-    most_params = options.head_params or (
-        teacher.params // _PARAMS_SHARE if teacher.params >= _LARGE_TEACHER else halves.front_params
-    )
+    share = _PARAMS_SHARE if teacher.params >= _LARGE_TEACHER else _SMALL_PARAMS_SHARE
+    most_params = options.head_params or teacher.params // share
     best: tuple[int, int, Design] | None = None
     smallest = (0, 0)
     for width, growth, blocks, kernel in product(_WIDTHS, _GROWTHS, _BLOCKS, _KERNELS):

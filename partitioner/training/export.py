@@ -112,6 +112,40 @@ class _Judged:
     differing: int
 
 
+@dataclass
+class _Tally:
+    """Sums of one quality while held-out pictures go by."""
+
+    frames: int = 0
+    payload_bytes: int = 0
+    right: int = 0
+    agreeing: int = 0
+    max_deviation: float = 0.0
+    deviation: float = 0.0
+
+    def add(self, answer: Array, wanted: Array, labels: Array, payload_bytes: int) -> None:
+        """Take in a batch: answers `[B, …]`, the teacher's, the classes `[B]`, and the bytes of all frames."""
+        distance = np.abs(answer.astype(np.float64) - wanted)
+        self.frames += len(answer)
+        self.payload_bytes += payload_bytes
+        self.max_deviation = max(self.max_deviation, float(distance.max()))
+        self.deviation += float(distance.mean() * len(answer))
+        best = answer.reshape(len(answer), -1).argmax(1)
+        self.right += int(np.count_nonzero(best == labels))
+        self.agreeing += int(np.count_nonzero(best == wanted.reshape(len(wanted), -1).argmax(1)))
+
+    def quality(self, written: Quality, *, classifier: bool) -> Quality:
+        """The manifest's row: the same quality, measured on pictures that nothing was learned from."""
+        return replace(
+            written,
+            payload_bytes=self.payload_bytes / self.frames,
+            max_deviation=self.max_deviation,
+            mean_deviation=self.deviation / self.frames,
+            agreement=self.agreeing / self.frames if classifier else None,
+            accuracy=self.right / self.frames if classifier else None,
+        )
+
+
 class _Judge:
     """Runs the deployed graphs on held-out pictures, with the coder between them."""
 
@@ -121,37 +155,30 @@ class _Judge:
         self.plan, self.cut, self.trained = plan, cut, trained
         self.head = Runner.of_file(writer.root / cut.head)
         self.tail = Runner.of_file(writer.root / cut.tail)
-        self.classifier = next((o.tensor.name for o in outputs if o.kind != "tensor"), None)
+        self.classifier = any(o.kind != "tensor" for o in outputs)
         self.payload_bytes = payload_counter(cut.crossing, writer, batched=plan.graph.batched)
 
     def judge(self, part: Part, tell: Progress) -> _Judged:
-        """Accuracy and payload of every quality, and the symbols beside torch's."""
-        count = len(self.cut.qualities)
-        right, payload = np.zeros(count), np.zeros(count)
+        """Accuracy, payload and distance from the teacher at every quality, and the symbols beside torch's."""
+        tallies = [_Tally() for _ in self.cut.qualities]
         symbols = differing = 0
         for start in range(0, len(part), _BATCH):
             rows = slice(start, min(start + _BATCH, len(part)))
             pictures = np.ascontiguousarray(part.pictures[rows])
-            for q in range(count):
+            with torch.no_grad():
+                wanted = self.trained.teacher.module(self.trained.teacher.normalised(pictures)).numpy()
+            for q, tally in enumerate(tallies):
                 made = self._run(pictures, q)
-                payload[q] += self.payload_bytes(made, q)
                 crossed = made[self.cut.crossing[0].symbols.name]
                 differing += int(np.count_nonzero(crossed != self._torch_symbols(pictures, q)))
                 symbols += crossed.size
-                if self.classifier is not None:
-                    right[q] += np.count_nonzero(made[self.classifier].argmax(1) == part.labels[rows])
+                answer = made[self.cut.tail_outputs[0]]
+                tally.add(answer, wanted, part.labels[rows], self.payload_bytes(made, q))
             tell("measuring on held-out pictures", rows.stop, len(part))
         if differing:
             logger.warning("%d of %d symbols differ from torch's", differing, symbols)
-        measured = [
-            replace(
-                quality,
-                payload_bytes=float(payload[q] / len(part)),
-                accuracy=float(right[q] / len(part)) if self.classifier is not None else None,
-            )
-            for q, quality in enumerate(self.cut.qualities)
-        ]
-        return _Judged(tuple(measured), symbols, differing)
+        pairs = zip(self.cut.qualities, tallies, strict=True)
+        return _Judged(tuple(t.quality(q, classifier=self.classifier) for q, t in pairs), symbols, differing)
 
     def _run(self, pictures: Array, quality: int) -> dict[str, Array]:
         feed: dict[str, Array] = {self.plan.inputs[0].name: pictures}

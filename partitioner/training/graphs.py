@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -46,7 +45,7 @@ def student_model(encoder: nn.Module, rest: nn.Module, example: Tensor, name: st
 
 
 def graph_from_symbols(
-    module: nn.Module, example: Tensor, table: QuantiserTable, *, symbols: str, quality: str, outputs: Sequence[str]
+    module: nn.Module, example: Tensor, table: QuantiserTable, *, symbols: str, quality: str, output: str
 ) -> onnx.ModelProto:
     """A graph that takes symbols and their quality as a cut's tail does, and answers with a module's output.
 
@@ -56,9 +55,9 @@ def graph_from_symbols(
         table: of the quantiser.
         symbols: name of the first input.
         quality: name of the second, `int32 [B]`.
-        outputs: name of the answer, alone.
+        output: name of the answer.
     """
-    proto = _proto(module, example, "rest", BOTTLENECK, *outputs)
+    proto = _proto(module, example, "rest", BOTTLENECK, output)
     batch, dims = Dim(1, BATCH), tuple(Dim(size) for size in example.shape[1:])
     info = TensorInfo(TensorProto.FLOAT, (batch, *dims))
     front = onnx.GraphProto()
@@ -70,9 +69,15 @@ def graph_from_symbols(
     return proto
 
 
+def plain_proto(module: nn.Module, example: Tensor) -> onnx.ModelProto:
+    """A module with one input and one output as ONNX, weights in memory."""
+    return _proto(module, example, "module", INPUT, "output")
+
+
 def _proto(module: nn.Module, example: Tensor, prefix: str, source: str, target: str) -> onnx.ModelProto:
     """A module as ONNX with one input and one output of these names, and every other name under a prefix."""
-    model = export(Module(module.eval(), (example.contiguous(),)), prefix)
+    # Wrapped: the exporter that traces takes the `graph` of a torch.fx module for its own.
+    model = export(Module(nn.Sequential(module).eval(), (example.contiguous(),)), prefix)
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     onnx.load_external_data_for_model(proto, str(model.folder or Path()))

@@ -41,7 +41,7 @@ class TrainOptions:
     head_macs: int | None = None
     """Most multiply-accumulates of the encoder for one picture; half of the teacher's own head where None."""
     head_params: int | None = None
-    """Most parameters of the encoder; a 90th of a teacher of a million or more, and else what the head had."""
+    """Most parameters of the encoder; a 90th of a teacher of a million or more, a third of a smaller one's."""
     decoder_width: int = 96
     """Channels inside the decoder."""
     decoder_blocks: int = 2

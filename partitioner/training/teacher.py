@@ -117,9 +117,9 @@ class Halves:
 class Tail(nn.Module):
     """What comes after the cut. `forward` gives the answer, `tapped` the outputs of modules on the way as well."""
 
-    def __init__(self, graph: nn.Module, taps: Sequence[str]) -> None:
+    def __init__(self, body: nn.Module, taps: Sequence[str]) -> None:
         super().__init__()
-        self.graph = graph
+        self.body = body
         self.taps = tuple(taps)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Tail(nn.Module):
 
     def tapped(self, features: Tensor) -> list[Tensor]:
         """The answer, and then the taps in order."""
-        made: list[Tensor] = self.graph(features)
+        made: list[Tensor] = self.body(features)
         return made
 
 
@@ -154,8 +154,7 @@ def split_teacher(teacher: Teacher, at: str | None = None, taps: Sequence[str] |
         raise CutError(
             f"{at!r} puts out {shape or 'no single tensor'}; a bottleneck restores [batch, C, height, width]"
         )
-    proposed = [n for n in _spread_behind(at, seen) if _separate(teacher, n) is not None] if taps is None else None
-    chosen = list(taps if taps is not None else proposed or ())
+    chosen = list(taps) if taps is not None else _spread_behind(teacher, at, seen)
     parts = _separate(teacher, at, chosen)
     if parts is None:
         raise CutError(
@@ -234,19 +233,19 @@ def _propose(teacher: Teacher, seen: dict[str, _Seen]) -> str:
     raise CutError(f"{teacher.name}: no module's output alone separates it; name one with --at")
 
 
-def _spread_behind(at: str, seen: dict[str, _Seen], count: int = 2) -> list[str]:
-    """Modules behind the cut that put out maps of features, evenly spread over the work that is left."""
+def _spread_behind(teacher: Teacher, at: str, seen: dict[str, _Seen], count: int = 2) -> list[str]:
+    """Modules behind the cut whose maps of features separate the rest, evenly spread over the work that is left."""
     start = seen[at].share
     later = [
         n for n, s in seen.items() if s.order > seen[at].order and s.shape and len(s.shape) == 4 and s.share > start
     ]
-    later = [n for n in later if not at.startswith(f"{n}.")]
+    later = [n for n in later if not at.startswith(f"{n}.") and min((seen[n].shape or (0,))[2:]) > 1]
     chosen: list[str] = []
     for i in range(count):
         goal = start + (1 - start) * (i + 1) / count
-        best = min(later, key=lambda n: (round(abs(seen[n].share - goal), 2), n.count(".")), default=None)
-        if best is not None and best not in chosen:
-            chosen.append(best)
+        order = sorted(later, key=lambda n: (round(abs(seen[n].share - goal), 2), n.count(".")))
+        found = next((n for n in order if n not in chosen and _separate(teacher, n) is not None), None)
+        chosen += [found] if found is not None else []
     return chosen
 
 
