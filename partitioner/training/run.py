@@ -98,9 +98,11 @@ def choose_activation(teacher: Teacher, halves: Halves, options: TrainOptions) -
     """What the encoder is activated by: the paper's divisive normalisation where it costs next to nothing here."""
     if options.activation != "auto":
         return options.activation
+    designs = {name: design(teacher, halves, options, name) for name in ("gdn", "relu")}
+    if not any(layer.gdn for layer in designs["gdn"].layers):
+        return "relu"
     state = torch.get_rng_state()
-    names = ("gdn", "relu")
-    taken = race_modules({n: design(teacher, halves, options, n).make().encoder for n in names}, teacher.example)
+    taken = race_modules({name: made.make().encoder for name, made in designs.items()}, teacher.example)
     torch.set_rng_state(state)
     logger.info("encoder with GDN %.3f ms, with ReLU %.3f ms", taken["gdn"], taken["relu"])
     return "gdn" if taken["gdn"] <= _GDN_ALLOWANCE * taken["relu"] else "relu"

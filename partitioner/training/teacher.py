@@ -176,11 +176,55 @@ def split_teacher(teacher: Teacher, at: str | None = None, taps: Sequence[str] |
 
 
 @dataclass(frozen=True)
+class Stem:
+    """A teacher's first layers, for an encoder to begin with."""
+
+    name: str
+    """Of the last module that belongs to it."""
+    module: nn.Module
+    """To be copied where it is to learn."""
+    shape: tuple[int, int, int]
+    """Of what it puts out: channels, height, width."""
+    params: int
+    macs: int
+
+
+def stem_at(teacher: Teacher, name: str) -> Stem:
+    """The teacher's layers up to a module's output.
+
+    Raises:
+        UnknownTensorError: no module of that name.
+        CutError: its output alone does not separate the network, or is no picture of features.
+    """
+    seen = _look(teacher)
+    _require(name, seen, teacher.name)
+    shape, parts = seen[name].shape, _separate(teacher, name)
+    if shape is None or len(shape) != 4 or parts is None:
+        raise CutError(f"{name!r} puts out no map of features that separates {teacher.name}; name another --stem")
+    return Stem(name, parts[0], shape[1:], params_of(parts[0]), macs_of(parts[0], teacher.example))
+
+
+def stems(teacher: Teacher, at: str) -> list[Stem]:
+    """All stems that end before a cut, shortest first."""
+    seen = _look(teacher)
+    found: dict[tuple[int, int], Stem] = {}
+    for name in sorted(seen, key=lambda n: (seen[n].order, n.count("."))):
+        shape = seen[name].shape
+        inside = seen[name].order >= seen[at].order or at.startswith(f"{name}.") or name.startswith(f"{at}.")
+        if shape is None or len(shape) != 4 or inside or (parts := _separate(teacher, name)) is None:
+            continue
+        stem = Stem(name, parts[0], shape[1:], params_of(parts[0]), macs_of(parts[0], teacher.example))
+        # An activation behind a convolution belongs to it: the later of two that cost the same.
+        found[stem.params, stem.macs] = stem
+    return list(found.values())
+
+
+@dataclass(frozen=True)
 class _Seen:
     """A module, as it ran."""
 
     shape: tuple[int, ...] | None
-    """Of its output, where that is one tensor."""
+    """Of its output, batch included, where that is one tensor."""
     share: float
     """Of the network's work that was done when it ended."""
     order: int
@@ -365,6 +409,6 @@ def _preprocess(text: str | Preprocess | None, size: Sequence[int]) -> Preproces
     return found
 
 
-def nominal_stride(halves: Halves, preprocess: Preprocess) -> int:
-    """Pixels a side to one column of the teacher's features, to the next power of two."""
-    return int(2 ** round(math.log2(max(1.0, preprocess.height / halves.features[1]))))
+def nominal_stride(features: tuple[int, int, int], image: tuple[int, int]) -> int:
+    """Pixels a side to one column of features `(C, height, width)`, to the next power of two."""
+    return int(2 ** round(math.log2(max(1.0, image[0] / features[1]))))
