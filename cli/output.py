@@ -196,7 +196,7 @@ def _line(outcome: Outcome, said: str) -> str:
         return f"{outcome.source}  {outcome.outcome}: {text}"
     best = outcome.top[0] if outcome.top else None
     answer = f"{best.label or best.index} {best.score:.2f}" if best else ", ".join(outcome.outputs)
-    way = f"{outcome.wire_bytes:,} bytes" if outcome.provenance == "server" else f"on the device ({outcome.provenance})"
+    way = f"{outcome.wire_bytes:,} bytes" if outcome.provenance == "server" else f"here ({outcome.provenance})"
     return f"{outcome.source}  {answer}  {way}  {outcome.ms['total']:.1f} ms"
 
 

@@ -65,16 +65,32 @@ class Engine:
     def _load(self) -> Stages:
         options, manifest = self._options, self.bundle.manifest
         chosen = [self._cut] if isinstance(options.policy, Static) else manifest.cuts
+        exits = options.may_rescue("exit") or options.exit_confidence is not None
         parts = {
-            cut.name: CutParts.load(self.bundle, index, options.session)
+            cut.name: CutParts.load(self.bundle, index, options.session, exits=exits)
             for index, cut in enumerate(manifest.cuts)
             if cut in chosen
         }
-        planner = Planner(options.policy, [part.head.cut for part in parts.values()], options.power, self._offload())
-        local = LocalModel(self.bundle, options.session) if options.fallback and manifest.local else None
+        planner = Planner(
+            options.policy,
+            [part.head.cut for part in parts.values()],
+            options.power,
+            self._offload(),
+            exit_answers=options.may_rescue("exit"),
+            exit_confidence=options.exit_confidence,
+        )
+        whole = options.may_rescue("local") and manifest.local is not None
+        local = LocalModel(self.bundle, options.session) if whole else None
         if local is not None:
             planner.local = Duration(local.first_s)
-        return Stages(parts, Reader(manifest, options.wanted), self.uplink, planner, options.timeout_s, local)
+        return Stages(
+            parts,
+            Reader(manifest, options.wanted),
+            self.uplink,
+            planner,
+            options,
+            local,
+        )
 
     def _offload(self) -> tuple[Point, float] | None:
         """The point at which the picture itself is sent, where that is allowed, and a first guess of its bytes."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from ..runtime.early_exit import EarlyAnswer
 from ..runtime.errors import NarrowsError
 from ..runtime.halves import Features
 from .inputs import Input
@@ -58,6 +59,8 @@ class Journey:
     deadline: float | None = None
     """When its answer is due, on the same clock."""
     features: Features | None = None
+    early: EarlyAnswer | None = None
+    """What the early exit made of it, where it was asked."""
     parcel: Parcel | None = None
     """As it was handed to the uplink."""
     rescued: bool = False
@@ -100,6 +103,8 @@ class Journey:
                 "payload_bytes": parcel.frame.payload_bytes,
                 "wire_bytes": parcel.wire_bytes,
             }
+        if self.early is not None:
+            facts["confidence"] = self.early.confidence
         return Outcome(id=self.index, source=self.input.source, point=point, **facts)
 
 

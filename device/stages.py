@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ..runtime.answer import Array, Reply
 from ..runtime.bundle import Bundle
+from ..runtime.early_exit import EarlyAnswer, EarlyExit
 from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
 from ..runtime.frame import Frame, FrameCodec
 from ..runtime.halves import Features, Final, Head
@@ -18,6 +19,7 @@ from .fallback import Fallback
 from .inputs import Input
 from .local import LocalModel
 from .offload import picture_frame
+from .options import DeviceOptions
 from .outcome import LOCAL, Point
 from .pipeline import Journey
 from .planner import Planner
@@ -28,7 +30,9 @@ from .uplink import Parcel, Uplink
 log = logging.getLogger(__name__)
 
 _FORGIVEN = (LinkError, DrainingError, InternalError, BundleMismatchError)
-"""What the whole model on the device makes up for; any other error is the frame's own."""
+"""What an answer on the device makes up for; any other error is the frame's own."""
+_LATE_S = 0.02
+"""How late a fallback may be begun without being late: a thread's waking up on a busy board."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,18 @@ class CutParts:
     codec: FrameCodec
     final: Final | None = None
     """Of a three-way cut: what makes the model's outputs of the server's answer."""
+    exit: EarlyExit | None = None
+    """What answers from the head's features alone."""
 
     @classmethod
-    def load(cls, bundle: Bundle, index: int, options: SessionOptions) -> CutParts:
+    def load(cls, bundle: Bundle, index: int, options: SessionOptions, *, exits: bool = False) -> CutParts:
         """Load the device's graphs of a cut, and try them on the golden frame.
+
+        Args:
+            bundle: the device's half at least.
+            index: of the cut.
+            options: how to run the graphs.
+            exits: load the early exit too, where there is one.
 
         Raises:
             BundleError: ONNX Runtime refuses a graph.
@@ -51,17 +63,8 @@ class CutParts:
         """
         cut = bundle.manifest.cuts[index]
         final = Final(bundle, cut, options) if cut.final is not None else None
-        return cls(index, Head(bundle, cut, options), FrameCodec(bundle, index), final)
-
-    def finish(self, features: Features, answer: Mapping[str, Array], quality: int) -> Mapping[str, Array]:
-        """All of the model's outputs that are known once the server has answered.
-
-        Raises:
-            ShapeError: the answer is not one that this cut's server gives.
-        """
-        if self.final is None:
-            return {**features.outputs, **answer}
-        return self.final.run(features, answer, quality)
+        early = EarlyExit(bundle, cut, options) if exits and cut.exit is not None else None
+        return cls(index, Head(bundle, cut, options), FrameCodec(bundle, index), final, early)
 
 
 @dataclass(slots=True)
@@ -73,14 +76,20 @@ class Stages:
     reader: Reader
     uplink: Uplink
     planner: Planner
-    timeout_s: float
+    options: DeviceOptions
     local: LocalModel | None = None
-    fallback: Fallback | None = field(init=False)
+    fallback: Fallback | None = field(init=False, default=None)
+    _early_cut: str | None = field(init=False, default=None)
+    """The cut whose exit answers in a server's place, where one may."""
 
     def __post_init__(self) -> None:
-        self.fallback = None
-        if self.local is not None:
-            self.fallback = Fallback(self._rescue, lambda: self.planner.local.upper_s if self.planner.local else 0.0)
+        for name, parts in self.halves.items():
+            if parts.exit is not None:
+                self.planner.exit_took(name, parts.exit.first_s)
+                if self.options.may_rescue("exit"):
+                    self._early_cut = self._early_cut or name
+        if self.local is not None or self._early_cut is not None:
+            self.fallback = Fallback(self._rescue, lambda: self._rescue_s(self._prefers_whole()))
 
     def compute(self, journey: Journey) -> None:
         """Choose the frame's point, and run the head or the whole model.
@@ -92,12 +101,15 @@ class Stages:
             raise journey.input.error
         choice = self._choose(journey)
         journey.point = choice.point
-        if choice.point.mode == "local":
-            self._answer_locally(journey)
-            if choice.probe is not None:
-                self._probe(journey, choice.probe)
-        elif choice.point.mode == "split":
+        if choice.point.mode == "split":
             journey.features = self._head(journey, choice.point)
+            self._exit_if_sure(journey, choice.point)
+        elif choice.point.mode == "exit":
+            self._answer_early(journey)
+        elif choice.point.mode == "local":
+            self._answer_locally(journey)
+        if choice.probe is not None:
+            self._probe(journey, choice.probe)
 
     def encode(self, journey: Journey) -> None:
         """Code the symbols and hand the frame over.
@@ -122,8 +134,11 @@ class Stages:
         if frame.error is not None:
             raise frame.error
         journey = Journey(0, frame, self, LOCAL, time.monotonic(), {}, lambda _journey, _outcome: None)
-        for name in self.halves:
-            self._head(journey, Point("split", name, 0))
+        for name, parts in self.halves.items():
+            point = Point("split", name, 0)
+            features = self._head(journey, point)
+            if parts.exit is not None:
+                self._ask_exit(journey, parts.exit, features, point)
         if self.local is not None:
             self._answer_locally(journey)
 
@@ -174,7 +189,7 @@ class Stages:
         frame: Frame,
         pack: Callable[[str], Frame],
     ) -> Parcel:
-        expires = journey.began + self.timeout_s
+        expires = journey.began + self.options.timeout_s
         return Parcel(
             frame=frame,
             expires=expires if journey.deadline is None else min(expires, journey.deadline),
@@ -198,8 +213,10 @@ class Stages:
         error = result if isinstance(result, NarrowsError) else result.error
         if isinstance(result, Reply) and error is None:
             self._measure(journey, point, parcel, result)
+            if journey.ended:
+                return
             try:
-                held = self._held(point, features, result.outputs)
+                held = self._held(journey, point, features, result.outputs)
                 outputs, top = self.reader.read(held, result.top)
                 journey.end(journey.outcome(point, outputs=outputs, top=top, provenance="server"))
             except NarrowsError as damage:
@@ -218,11 +235,17 @@ class Stages:
         """Whether the whole model on the device sees to it that the frame ends."""
         return journey.ended or (self.fallback is not None and self.fallback.guard(journey, time.monotonic()))
 
-    def _held(self, point: Point, features: Features | None, answer: Mapping[str, Array]) -> Mapping[str, Array]:
+    def _held(
+        self, journey: Journey, point: Point, features: Features | None, answer: Mapping[str, Array]
+    ) -> Mapping[str, Array]:
         """The model's outputs, as far as device and server have them together."""
         if features is None or point.cut is None or point.quality is None:
             return answer
-        return self.halves[point.cut].finish(features, answer, point.quality)
+        parts = self.halves[point.cut]
+        if parts.final is None:
+            return {**features.outputs, **answer}
+        with _timed(journey, "final"):
+            return parts.final.run(features, answer, point.quality)
 
     def _measure(self, journey: Journey, point: Point, parcel: Parcel, reply: Reply) -> None:
         now, timing = time.monotonic(), reply.timing
@@ -236,6 +259,52 @@ class Stages:
 
     # Answers on the device.
 
+    def _exit_if_sure(self, journey: Journey, point: Point) -> None:
+        """End the frame here where the early exit is asked first and sure enough."""
+        least = self.options.exit_confidence
+        if least is None or point.cut is None or journey.features is None:
+            return
+        if (early := self.halves[point.cut].exit) is None:
+            return
+        journey.early = self._ask_exit(journey, early, journey.features, point, least)
+        if journey.early.confidence >= least:
+            self._end_early(journey, journey.early, point)
+
+    def _ask_exit(
+        self, journey: Journey, early: EarlyExit, features: Features, point: Point, least: float | None = None
+    ) -> EarlyAnswer:
+        assert point.cut is not None
+        assert point.quality is not None
+        with _timed(journey, "exit") as timing:
+            answer = early.run(features, point.quality)
+        sent = None if least is None else answer.confidence < least
+        self.planner.exit_took(point.cut, timing.duration_s, sent=sent)
+        return answer
+
+    def _answer_early(self, journey: Journey) -> None:
+        """Answer by the exit of the frame's own cut, on the features that are there; otherwise by the first exit."""
+        point, features = journey.point, journey.features
+        if features is None or point.cut is None or self.halves[point.cut].exit is None:
+            point = self._early_point(point)
+            features = self._head(journey, point)
+        assert point.cut is not None
+        early = self.halves[point.cut].exit
+        assert early is not None
+        if journey.early is None:
+            journey.early = self._ask_exit(journey, early, features, point)
+        self._end_early(journey, journey.early, point)
+
+    def _early_point(self, point: Point) -> Point:
+        if point.mode == "exit":
+            return point
+        assert self._early_cut is not None
+        return Point("exit", self._early_cut, len(self.halves[self._early_cut].head.cut.qualities) - 1)
+
+    def _end_early(self, journey: Journey, answer: EarlyAnswer, point: Point) -> None:
+        outputs, top = self.reader.read(answer.outputs)
+        made_by = Point("exit", point.cut, point.quality)
+        journey.end(journey.outcome(made_by, outputs=outputs, top=top, provenance="exit"))
+
     def _answer_locally(self, journey: Journey) -> None:
         assert self.local is not None
         with _timed(journey, "local") as timing:
@@ -246,7 +315,22 @@ class Stages:
 
     def _rescue(self, journey: Journey) -> None:
         """What the fallback does with a frame whose answer has not come."""
-        journey.do(self._answer_locally)
+        left_s = None if journey.deadline is None else journey.deadline - time.monotonic()
+        whole = self._prefers_whole()
+        if whole and self._early_cut is not None and left_s is not None:
+            # Others may have been before it, and the deadline is what counts.
+            whole = self._rescue_s(True) <= left_s + _LATE_S
+        journey.do(self._answer_locally if whole else self._answer_early)
+
+    def _prefers_whole(self) -> bool:
+        """Whether the whole model is what answers in a server's place."""
+        deadline_ms = self.options.deadline_ms
+        if self.local is None or self._early_cut is None or deadline_ms is None:
+            return self.local is not None
+        return self._rescue_s(True) <= deadline_ms / 1000 / 2
+
+    def _rescue_s(self, whole: bool) -> float:
+        return self.planner.rescue_s(self._early_cut, whole=whole)
 
 
 @dataclass(slots=True)
