@@ -3,7 +3,7 @@
 from .device import Device
 from .inputs import Input
 from .options import DeviceOptions
-from .outcome import Outcome, Point, Prediction
+from .outcome import Answer, Outcome, Point, Prediction
 from .planner import PowerModel
 from .policies import Adaptive, Always, Neurosurgeon, Policy, Static
 from .run import run_source, save
@@ -14,6 +14,7 @@ from .uplink import Counters
 __all__ = [
     "Adaptive",
     "Always",
+    "Answer",
     "Counters",
     "Device",
     "DeviceOptions",

@@ -21,6 +21,7 @@ from ..runtime.errors import NarrowsError
 from ..runtime.halves import Features
 from .inputs import Input
 from .outcome import Outcome, Point
+from .tracing import FrameTrace
 from .uplink import Parcel
 from .window import Window
 
@@ -58,6 +59,8 @@ class Journey:
     """Called when the frame ends; must not wait."""
     deadline: float | None = None
     """When its answer is due, on the same clock."""
+    trace: FrameTrace | None = None
+    """Its span, where somebody traces."""
     features: Features | None = None
     early: EarlyAnswer | None = None
     """What the early exit made of it, where it was asked."""
