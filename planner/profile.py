@@ -207,6 +207,10 @@ class Profile:
     estimates: tuple[Estimate, ...] = ()
     """Every cut of one tensor, measured ones included, by ascending work before it."""
     whole: Whole = field(default_factory=Whole)
+    served_by: str = ""
+    """The running server that tails, decoding and `server_whole` were measured on; this machine where it is empty."""
+    server_whole: Whole | None = None
+    """The uncut model on that server."""
     encodings: tuple[Encoding, ...] = ()
     transport: Transport | None = None
     power: Power | None = None
