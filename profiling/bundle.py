@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,8 @@ class _Session:
         self.notes: list[str] = []
         self.meter = find_meter()
         self.watts: list[float] = []
+        self.graphs: dict[str, Path] = {}
+        """Of the heads, by cut."""
         carrier = next((bundle for bundle in bundles if _carries_whole(bundle)), None)
         self.whole = WholeMeter(carrier, options, self.frames) if carrier is not None else None
 
@@ -88,7 +91,7 @@ class _Session:
             self.whole.measure()
         cuts = list(self._cuts(watch))
         encodings = tuple(self.whole.encodings(self.tell, own=self.own)) if self.whole is not None else ()
-        whole = self._whole() if self.whole is not None else Whole()
+        whole = Whole() if self.whole is None else self.whole.profile(energy_j=self._energy(self.whole.once_ms))
         watch.check()
         if not self.own:
             self.notes.append("no pictures were given: sizes and agreement are those of the bundle's calibration data")
@@ -107,7 +110,7 @@ class _Session:
             power=Power(mean_w, idle, self.meter.name) if self.meter is not None and self.watts else None,
             notes=(*watch.notes, *self.notes),
         )
-        return with_server(profile, self.bundles, self.frames, self.options, self.tell)
+        return with_server(self._memory(profile), self.bundles, self.frames, self.options, self.tell)
 
     def _watch(self) -> Watch:
         """What is run again and again to see whether the machine keeps its speed."""
@@ -130,25 +133,33 @@ class _Session:
             seen.add(name)
             loose = meter.measure(self.whole.references if self.whole is not None else ())
             if loose:
-                self.notes.append(f"cut {name}: not settled: {', '.join(loose)}")
-            yield meter.profile(
-                own_sizes=self.own,
-                memory_bytes=self._memory(bundle.file(meter.head.cut.head)),
-                energy_j=self._energy(partial(meter.run_head, self.frames[0], 0)),
-            )
+                self.notes.append(f"cut {name}: {len(loose)} figures have not settled, {loose[0]} among them")
+            self.graphs[name] = bundle.file(meter.head.cut.head)
+            yield meter.profile(own_sizes=self.own, energy_j=self._energy(partial(meter.run_head, self.frames[0], 0)))
             watch.check()
             self.tell("measuring cuts", done + 1, len(places))
 
-    def _whole(self) -> Whole:
-        meter = self.whole
-        assert meter is not None
-        return meter.profile(
-            memory_bytes=self._memory(meter.bundle.file(str(meter.bundle.manifest.local))),
-            energy_j=self._energy(meter.once_ms),
+    def _memory(self, profile: Profile) -> Profile:
+        """The profile with the memory that its graphs take."""
+        if not self.options.memory:
+            return profile
+        names, graphs = [None, *self.graphs], [self._local, *self.graphs.values()]
+        measure = partial(peak_memory_bytes, options=self.options.session)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = dict(zip(names, pool.map(lambda graph: graph and measure(graph), graphs), strict=True))
+        return replace(
+            profile,
+            cuts=tuple(replace(cut, peak_memory_bytes=found[cut.name]) for cut in profile.cuts),
+            whole=replace(profile.whole, peak_memory_bytes=found[None]),
         )
 
-    def _memory(self, graph: Path) -> int | None:
-        return peak_memory_bytes(graph, self.options.session) if self.options.memory else None
+    @property
+    def _local(self) -> Path | None:
+        """The whole model's graph, where it is here."""
+        if self.whole is None:
+            return None
+        bundle = self.whole.bundle
+        return bundle.file(str(bundle.manifest.local))
 
     def _energy(self, run: Callable[[], object]) -> float | None:
         if self.meter is None:

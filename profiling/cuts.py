@@ -74,12 +74,11 @@ class CutMeter:
                     self._run(frame, quality, self.watch)
         return [" at quality ".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in self._unsettled()]
 
-    def profile(self, *, own_sizes: bool, memory_bytes: int | None, energy_j: float | None) -> CutProfile:
+    def profile(self, *, own_sizes: bool, energy_j: float | None) -> CutProfile:
         """What was found.
 
         Args:
             own_sizes: sizes and fidelity are those of the frames, and not the bundle's.
-            memory_bytes: of the head.
             energy_j: of one run of the head.
         """
         cut, watch = self.head.cut, self.watch
@@ -96,7 +95,6 @@ class CutMeter:
             tail_batches=tuple(self._batches()),
             head_bytes=sum(entries[name].size for name in on_device if name in entries),
             tail_bytes=sum(entries[name].size for name in (cut.tail, f"{cut.tail}.data") if name in entries),
-            peak_memory_bytes=memory_bytes,
             energy_j=energy_j,
         )
 

@@ -34,7 +34,7 @@ class Steady:
     least_ms: float = 0.05
     """An interval narrower than this is narrow enough, whatever the median."""
     least_runs: int = 12
-    most_s: float = 3.0
+    most_s: float = 1.0
     """Spent on one cut beyond its first round, at most."""
 
     def __post_init__(self) -> None:
@@ -80,9 +80,11 @@ def timing_of(samples_ms: Iterable[float]) -> Timing:
     count = len(ordered)
     reach = _Z * math.sqrt(count) / 2
     low, high = max(0, math.floor(count / 2 - reach)), min(count - 1, math.ceil(count / 2 + reach))
-    middle, p95 = np.median(ordered), np.percentile(ordered, 95)
-    figures = (round(float(figure), _DIGITS) for figure in (middle, ordered[low], ordered[high], p95))
-    return Timing(*figures, runs=count)
+    p95 = np.percentile(ordered, 95)
+    median_ms, low_ms, high_ms, p95_ms = (
+        round(float(figure), _DIGITS) for figure in (np.median(ordered), ordered[low], ordered[high], p95)
+    )
+    return Timing(median_ms, low_ms, high_ms, p95_ms, count)
 
 
 def repeat(run: Callable[[], object], steady: Steady, most_s: float | None = None) -> Timing:

@@ -59,7 +59,7 @@ class WholeMeter:
         timing = watch.timing("whole")
         return timing.ms if timing is not None else 0.0
 
-    def profile(self, *, memory_bytes: int | None, energy_j: float | None) -> Whole:
+    def profile(self, *, energy_j: float | None) -> Whole:
         """What was found."""
         manifest = self.bundle.manifest
         run = self.watch.timing("whole")
@@ -68,7 +68,6 @@ class WholeMeter:
             run=run,
             batches=() if run is None else (Batch(1, run.ms),),
             file_bytes=sum(manifest.files[name].size for name in names if name in manifest.files),
-            peak_memory_bytes=memory_bytes,
             energy_j=energy_j,
             accuracy=self._truth.accuracy,
         )
