@@ -112,7 +112,7 @@ def run(
         window=window,
         drop=drop.value,
         session=SessionOptions(threads=threads),
-        link=_link(tls, ca, cert, key, token_file),
+        link=link_options(tls, ca, cert, key, token_file),
     )
     half = Bundle.open(bundle, Half.DEVICE)
     total, errors = 0, list[NarrowsError]()
@@ -155,7 +155,7 @@ def pull(
         bundle = pulling.roll_back(place)
     else:
         options = pulling.PullOptions(
-            session=SessionOptions(threads=threads), link=_link(tls, ca, cert, key, token_file)
+            session=SessionOptions(threads=threads), link=link_options(tls, ca, cert, key, token_file)
         )
         bundle = pulling.pull(server, model, place, options)
     output.pulled(place, bundle, as_json=as_json)
@@ -180,7 +180,14 @@ def _policy(name: PolicyName, floor: float) -> Policy:
     return Static() if name is PolicyName.STATIC else Adaptive(cast("Objective", name.value), floor=floor)
 
 
-def _link(tls: bool, ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None) -> LinkOptions:
+def link_options(
+    tls: bool, ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None
+) -> LinkOptions:
+    """How a device reaches its server, as the options above say.
+
+    Raises:
+        UsageError: a token that cannot be read, or options that do not go together.
+    """
     from ..runtime.credentials import LinkSecurity
     from ..runtime.link import LinkOptions
 
