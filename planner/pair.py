@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from .profile import CutProfile, Encoding, Profile, ProfileError, QualityProfile, Transport, Whole
+from ..runtime.errors import ProfileError
+from .profile import CutProfile, Encoding, Profile, QualityProfile, Transport, Whole
 
 _T = TypeVar("_T")
 

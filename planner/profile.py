@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ..runtime.errors import NarrowsError
+from ..runtime.errors import ProfileError
 from ..runtime.manifest import Digest
 
 SCHEMA = 1
@@ -24,12 +24,6 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Format = Literal["jpeg", "webp"]
-
-
-class ProfileError(NarrowsError):
-    """A file that is no profile, of another schema, or of another model."""
-
-    code, exit_code, grpc_status = "profile", 25, "FAILED_PRECONDITION"
 
 
 @dataclass(frozen=True, slots=True)

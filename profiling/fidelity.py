@@ -51,7 +51,7 @@ class Fidelity:
 
     def agreement(self, manifest: Manifest) -> float | None:
         """Share of frames with the whole model's best class; None for no classifier."""
-        return self._agreeing / self.frames if self.frames and classifier(manifest) is not None else None
+        return self._agreeing / self.frames if self.frames and classifier(manifest.outputs) is not None else None
 
     @property
     def accuracy(self) -> float | None:
@@ -61,7 +61,7 @@ class Fidelity:
 
 def best_class(manifest: Manifest, outputs: Mapping[str, Array]) -> int | None:
     """A classifier's best class; None for another model, or an answer without its scores."""
-    output = classifier(manifest)
+    output = classifier(manifest.outputs)
     if output is None or output.tensor.name not in outputs:
         return None
     return int(outputs[output.tensor.name].reshape(-1).argmax())
