@@ -44,6 +44,13 @@ Key = Annotated[Path | None, typer.Option(help="Its private key (PEM).")]
 TokenFile = Annotated[Path | None, typer.Option(help="File that holds this device's bearer token.")]
 
 
+class Protocol(StrEnum):
+    """What the server speaks."""
+
+    NARROWS = "narrows"
+    OIP = "oip"
+
+
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle: its folder or zip archive. The device's half is enough.")],
@@ -59,6 +66,12 @@ def run(
     ] = None,
     quality: Annotated[int | None, typer.Option(help="0 is the smallest payload; the best by default.")] = None,
     coder: Annotated[str | None, typer.Option(help="context/1, bitplane-zstd/1 or raw/1; the best by default.")] = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="oip: the server is a stock Triton or KServe one that holds the tail.")
+    ] = Protocol.NARROWS,
+    model: Annotated[
+        str, typer.Option(help="With oip: the tail's name there; the bundle's name and .tail by default.")
+    ] = "",
     policy: Annotated[
         PolicyName, typer.Option(help="Always the given point, or the best for an objective, frame by frame.")
     ] = PolicyName.STATIC,
@@ -89,7 +102,7 @@ def run(
 
     Example: narrows run bundles/resnet --server 127.0.0.1:8470 --input photos/
     """
-    from ..device import DeviceOptions, run_source
+    from ..device import DeviceOptions, OpenInference, run_source
     from ..device.emulator import LinkEmulator
     from ..device.schedule import parse_link
     from ..runtime.answer import Form, Wanted
@@ -97,6 +110,8 @@ def run(
     from ..runtime.codec import labels
     from ..runtime.session import SessionOptions
 
+    if model and protocol is not Protocol.OIP:
+        raise UsageError("--model goes with --protocol oip: Narrows' own server knows the bundle by its digest")
     servers = server.split(",")
     if link is not None and len(servers) > 1:
         raise UsageError("--link stands between this device and one server; several were given")
@@ -107,6 +122,7 @@ def run(
         coders=(coder,) if coder else tuple(labels()),
         policy=_policy(policy, floor),
         offload=offload,
+        open_inference=OpenInference(model) if protocol is Protocol.OIP else None,
         deadline_ms=deadline_ms,
         timeout_s=timeout,
         window=window,

@@ -46,6 +46,9 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of Prometheus metrics and a status page.")
     ] = None,
+    allow_load: Annotated[
+        bool, typer.Option("--allow-load", help="Let clients load and unload models of the folder over the wire.")
+    ] = False,
     otel: Annotated[
         bool, typer.Option("--otel", help="Make OpenTelemetry spans; run it under opentelemetry-instrument.")
     ] = False,
@@ -95,6 +98,7 @@ def serve(
         batch=BatchOptions(max_batch=max_batch, max_wait_s=max_wait),
         session=SessionOptions(tuple(provider or best_providers()), threads=threads),
         metrics_port=metrics_port,
+        allow_load=allow_load,
         tracing=otel,
         watch_s=watch,
         max_stream_s=max_stream,

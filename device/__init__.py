@@ -3,6 +3,7 @@
 from ..runtime.cost import PowerModel
 from .device import Device
 from .inputs import Input
+from .oip import OpenInference
 from .options import DeviceOptions
 from .outcome import Answer, Outcome, Point, Prediction
 from .policies import Adaptive, Always, Neurosurgeon, Policy, Static
@@ -20,6 +21,7 @@ __all__ = [
     "DeviceOptions",
     "Input",
     "Neurosurgeon",
+    "OpenInference",
     "Outcome",
     "Point",
     "Policy",

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..runtime.bundle import Bundle
-from ..runtime.errors import BundleError, NarrowsError
+from ..runtime.bundle import Bundle, read_manifest
+from ..runtime.errors import BundleError, ModelNotFoundError, NarrowsError
 from ..runtime.frame import FrameCodec, Limits, frame_codecs
 from ..runtime.halves import Tail, load_arrays
 from ..runtime.manifest import MANIFEST, Half, OutputSpec
@@ -141,6 +141,10 @@ class Repository:
         """Path → mark of its content, digest."""
         self._refused: dict[Path, str] = {}
         """Path → mark of the content that could not be loaded; it is not tried again before it changes."""
+        self._names: dict[Path, tuple[str, str]] = {}
+        """Path → mark of its content, name of the model in it."""
+        self._unloaded: set[str] = set()
+        """Names that were unloaded by request; looks leave them alone."""
 
     def look(self) -> Changes:
         """Load what is new or changed; what cannot be loaded is logged by name and left out.
@@ -151,6 +155,8 @@ class Repository:
         before = {digest for _, digest in self._loaded.values()}
         found = self._found()
         for path, mark in found.items():
+            if self._unloaded and self._name(path, mark) in self._unloaded:
+                continue
             if mark in (self._loaded.get(path, ("", ""))[0], self._refused.get(path)):
                 continue
             try:
@@ -182,6 +188,50 @@ class Repository:
         if not changes.added:
             raise BundleError(f"no bundle in {self._path} can be served; cut one into it with narrows cut")
         return changes
+
+    @property
+    def unloaded(self) -> Sequence[str]:
+        """Names that were unloaded by request, sorted."""
+        return sorted(self._unloaded)
+
+    def unload(self, name: str) -> Changes:
+        """Let go of all versions of a model, until `load`.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is loaded.
+        """
+        paths = [path for path, (mark, _) in self._loaded.items() if self._name(path, mark) == name]
+        if not paths:
+            raise ModelNotFoundError(f"no model {name!r} is loaded")
+        self._unloaded.add(name)
+        return Changes([], sorted({self._loaded.pop(path)[1] for path in paths}))
+
+    def load(self, name: str) -> Changes:
+        """Load a model that was unloaded or is new, and what changed of it; as any look, this finds other changes too.
+
+        Raises:
+            ModelNotFoundError: the folder has no bundle of that name.
+            BundleError: none of its bundles can be loaded.
+        """
+        paths = [path for path, mark in self._found().items() if self._name(path, mark) == name]
+        if not paths:
+            raise ModelNotFoundError(f"there is no bundle of model {name!r} to load")
+        self._unloaded.discard(name)
+        for path in paths:
+            self._refused.pop(path, None)
+        changes = self.look()
+        if not any(path in self._loaded for path in paths):
+            raise BundleError(f"no bundle of {name!r} can be loaded; the server's log says why")
+        return changes
+
+    def _name(self, path: Path, mark: str) -> str:
+        """Name of the model in a bundle; empty where it cannot be read."""
+        if self._names.get(path, ("", ""))[0] != mark:
+            try:
+                self._names[path] = (mark, read_manifest(path).name)
+            except BundleError:
+                return ""
+        return self._names[path][1]
 
     def _found(self) -> dict[Path, str]:
         paths = [self._path] if is_bundle(self._path) else bundles_in(self._path)
