@@ -198,7 +198,7 @@ class Stages:
     def _picture(self, journey: Journey, point: Point) -> Parcel:
         assert point.quality is not None
         with _timed(journey, "encode") as timing:
-            frame = picture_frame(journey.index, journey.input.arrays[0], point.quality)
+            frame = picture_frame(journey.index, journey.input.arrays[0], point.quality, point.format)
         self.planner.coder_took(point, timing.duration_s, frame.payload_bytes)
         return self._for_uplink(journey, point, None, frame, lambda _coder: frame)
 
