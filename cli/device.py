@@ -29,6 +29,15 @@ class PolicyName(StrEnum):
     BYTES = "bytes"
 
 
+class FallbackName(StrEnum):
+    """What answers on the device when no server does in time."""
+
+    BEST = "best"
+    EXIT = "exit"
+    LOCAL = "local"
+    NONE = "none"
+
+
 class DropName(StrEnum):
     """What happens to frames that come faster than they are answered."""
 
@@ -81,6 +90,12 @@ def run(
     ] = None,
     floor: Annotated[float, typer.Option(min=0, max=1, help="Least agreement with the whole model that counts.")] = 0.0,
     deadline_ms: Annotated[float | None, typer.Option(help="When an answer is due, counted from the input.")] = None,
+    fallback: Annotated[
+        FallbackName, typer.Option(help="What answers here when no server does in time, of what the bundle carries.")
+    ] = FallbackName.BEST,
+    exit_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Ask the early exit first; send nothing where it is so sure.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds after which a frame without an answer is an error.")] = 10.0,
     window: Annotated[int, typer.Option(min=1, help="Frames under way at once, at most.")] = 8,
     drop: Annotated[DropName, typer.Option(help="Frames that come too fast: wait, or skip some.")] = DropName.BLOCK,
@@ -124,6 +139,8 @@ def run(
         offload=offload,
         open_inference=OpenInference(model) if protocol is Protocol.OIP else None,
         deadline_ms=deadline_ms,
+        fallback=fallback.value,
+        exit_confidence=exit_confidence,
         timeout_s=timeout,
         window=window,
         drop=drop.value,

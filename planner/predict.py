@@ -151,7 +151,7 @@ class _Predictor:
 
     def offloads(self) -> Iterator[Prediction]:
         """Every encoding, where the server has measured the whole model."""
-        whole = self.pair.server.whole
+        whole = self.pair.server_whole
         if whole.run is None:
             return
         for encoding in self.pair.encodings():

@@ -39,12 +39,15 @@ class BatchCurve:
             raise UsageError("a batch curve needs a positive time for every size")
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], scale: float = 1.0, good: float = 0.9) -> BatchCurve:
+    def of(
+        cls, batches: Sequence[Batch], scale: float = 1.0, *, overhead_s: float = 0.0, good: float = 0.9
+    ) -> BatchCurve:
         """The curve through measured sizes, up to the one that a server here would take.
 
         Args:
             batches: measured, in any order; straight lines lie between them.
             scale: of all times.
+            overhead_s: of every frame of a batch, beside its run.
             good: share of the best throughput that is good enough; the smallest such size is the largest batch, as
                 the server's own rule has it (`server/cost.py`).
 
@@ -61,7 +64,7 @@ class BatchCurve:
         if first[0] > 1:
             known.insert(0, (1, first[1] / first[0]))
         frames, times = zip(*known, strict=True)
-        return cls(tuple(np.interp(sizes, frames, times).tolist()))
+        return cls(tuple((np.interp(sizes, frames, times) + overhead_s * sizes).tolist()))
 
     @property
     def most_frames(self) -> int:
@@ -123,15 +126,15 @@ def _stationary(curve: BatchCurve, rate: float) -> Array:
     most, size = curve.most_frames, max(64, 8 * curve.most_frames)
     while True:
         steps = np.zeros((size, size))
-        for k in range(1, most + 1):
-            steps_k = _poisson(rate * curve.seconds[k - 1], size)
-            rows = range(k, k + 1) if k < most else range(most, size)
-            for n in [0, 1] if k == 1 and most > 1 else ([0, *rows] if k == 1 else rows):
-                left = max(0, n - k)
-                steps[n, left:] = steps_k[: size - left]
+        arrivals = [_poisson(rate * seconds, size) for seconds in curve.seconds]
+        for waiting in range(size):
+            run = min(max(waiting, 1), most)
+            left = max(0, waiting - run)
+            steps[waiting, left:] = arrivals[run - 1][: size - left]
         steps[:, -1] += 1 - steps.sum(axis=1)
-        system = np.vstack([steps.T - np.eye(size), np.ones(size)])
-        found = np.linalg.lstsq(system, np.append(np.zeros(size), 1.0), rcond=None)[0]
+        system = steps.T - np.eye(size)
+        system[-1] = 1.0  # one balance equation follows from the others; that all add up to 1 does not
+        found = np.linalg.solve(system, np.eye(size)[-1])
         found = np.clip(found, 0, None)
         found /= found.sum()
         if found[-most:].sum() < _LEAST_MASS or 2 * size > _MOST_STATES:
@@ -181,12 +184,11 @@ def _waits(curve: BatchCurve, rate: float, ending: Array) -> Wait:
     order = np.argsort(all_times)
     all_times, all_shares = all_times[order], all_shares[order]
     total = all_shares.sum()
-    mean_batch = rate * cycle_s
     return Wait(
-        mean_wait_s=waits / total,
+        mean_wait_s=float(waits / total),
         mean_s=float(np.sum(all_times * all_shares) / total),
-        mean_batch=mean_batch,
-        utilisation=busy_s / cycle_s,
+        mean_batch=float(rate * cycle_s),
+        utilisation=float(busy_s / cycle_s),
         _times_s=all_times,
         _shares=np.cumsum(all_shares) / total,
     )
