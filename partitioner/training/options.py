@@ -15,6 +15,7 @@ Relaxation = Literal["straight-through", "noise"]
 AUTO = "auto"
 NO_STEM = "none"
 
+DEFAULT_BETA = (1e-3,)
 MAX_LEVELS = 256
 """A trained bottleneck's symbols fit into one byte."""
 
@@ -37,7 +38,7 @@ class TrainOptions:
     target_bytes: tuple[float, ...] = ()
     """Bytes a frame to train for, smallest first: one for `entropic`, one a quality for `ladder`. The multiplier of the
     rate then follows from the target. Empty: `beta` says what a byte costs."""
-    beta: tuple[float, ...] = (1e-3,)
+    beta: tuple[float, ...] = DEFAULT_BETA
     """Loss for each byte of a frame, one a quality, in the order of the qualities (so falling). Used where there is no
     target."""
 
@@ -48,8 +49,8 @@ class TrainOptions:
     stem: str = AUTO
     """The module of the teacher up to which the encoder is the teacher's own; `none` for none. `auto`: as much as the
     budget has room for under a teacher of a million parameters or more, and else none."""
-    decoder_width: int = 96
-    """Channels inside the decoder."""
+    decoder_width: int | None = None
+    """Channels inside the decoder; twice those of the teacher's features, from 32 to 128, where None."""
     decoder_blocks: int = 2
     """Residual blocks of the decoder, at the bottleneck's size."""
     activation: Activation = "auto"
