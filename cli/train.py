@@ -65,6 +65,7 @@ def train(
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0 for one a core.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps …")] = "cpu",
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 where the processor has it.")] = "float32",
     name: Annotated[str | None, typer.Option(help="What devices ask for; the run's name by default.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -102,6 +103,7 @@ def train(
         seed=seed,
         threads=threads,
         device=device,
+        precision=cast(Any, precision),
     )
     with output.progress() as step:
         report = run_recipe(

@@ -222,6 +222,5 @@ def _decoder(made: Design) -> nn.Module:
         convolution(made.layers[-1].outputs, inner, 3),
         *(Residual(inner) for _ in range(made.decoder_blocks)),
         nn.Upsample(size=(height, width), mode="nearest"),
-        convolution(inner, inner, 3),
         nn.Conv2d(inner, channels, 3, padding=1),
     )

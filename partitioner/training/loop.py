@@ -172,11 +172,13 @@ class Training:
         self, stage: int, pictures: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         x = self._pictures(pictures)
-        with torch.no_grad():
-            features = self.halves.front(x)
-            wanted = self.halves.tail.tapped(features)
         quality = draw_qualities(len(x), self.options.qualities, generator).to(x.device)
-        made = self.student.made(x, quality, generator)
+        lower = self.options.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
+            with torch.no_grad():
+                features = self.halves.front(x)
+                wanted = self.halves.tail.tapped(features)
+            made = self.student.made(x, quality, generator)
         parts = self._parts(stage, made, [features, *wanted[1:]], wanted[0], labels.to(x.device))
         # Where the encoder is frozen the rate is what it is.
         if made.bits is not None and made.true_bits is not None and not (stage and self.options.encoder_frozen):

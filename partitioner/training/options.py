@@ -10,6 +10,7 @@ from .batches import Augmentation
 
 Method = Literal["bottlefit", "entropic", "ladder"]
 Activation = Literal["auto", "relu", "gdn"]
+Precision = Literal["float32", "bfloat16"]
 Relaxation = Literal["straight-through", "noise"]
 
 AUTO = "auto"
@@ -87,11 +88,14 @@ class TrainOptions:
     threads: int = 0
     """Of torch; 0 leaves it as it is."""
     device: str = "cpu"
+    precision: Precision = "float32"
+    """`bfloat16` computes convolutions in it: for accelerators, and for processors that have it (AVX512-BF16, AMX).
+    Quantiser, prior and losses stay float32, and so does everything that is measured."""
     checkpoint_s: float = 60.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch besides."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("method", Method), ("activation", Activation)):
+        for name, kind in (("method", Method), ("activation", Activation), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"{name} is one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
         if self.relaxation not in get_args(Relaxation):
