@@ -15,11 +15,11 @@ from onnx import TensorProto, helper
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...runtime.errors import CutError, MissingDependencyError, ModelError, UnknownTensorError
+from ...runtime.errors import CutError, ModelError, UnknownTensorError
 from ...runtime.manifest import Preprocess
 from ..model import Model, first_line, nearest
 from ..preprocess import parse
-from ..torch_source import Module, module_from
+from ..torch_source import Module, library, module_from
 
 Tensor = torch.Tensor
 Pixels = NDArray[np.uint8]
@@ -385,10 +385,7 @@ def _from_onnx(path: Path) -> Module:
     """An ONNX classifier as a torch module."""
     from ..load import load
 
-    try:
-        import onnx2torch
-    except ImportError:
-        raise MissingDependencyError("an ONNX teacher needs onnx2torch: pip install 'narrows[train]'") from None
+    onnx2torch = library("onnx2torch")
     model = load(path)
     inputs = model.proto.graph.input
     dims = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
