@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -217,6 +218,28 @@ def stems(teacher: Teacher, at: str) -> list[Stem]:
         # An activation behind a convolution belongs to it: the later of two that cost the same.
         found[stem.params, stem.macs] = stem
     return list(found.values())
+
+
+def between(first: Halves, last: str) -> nn.Module:
+    """A teacher's layers from one cut to another, as a copy.
+
+    Args:
+        first: taken apart at the former, with the latter as its tail's only tap.
+        last: name of the latter, for the message.
+
+    Raises:
+        CutError: the two are one place.
+    """
+    made: fx.GraphModule = copy.deepcopy(first.tail.body)  # type: ignore[assignment]
+    answer = next(node for node in made.graph.nodes if node.op == "output")
+    tap = answer.args[0][1]
+    if not isinstance(tap, fx.Node) or tap.op == "placeholder":
+        raise CutError(f"nothing lies between {first.at!r} and {last!r}")
+    answer.args = (tap,)
+    made.graph.eliminate_dead_code()
+    made.delete_all_unused_submodules()
+    made.recompile()
+    return made
 
 
 @dataclass(frozen=True)
