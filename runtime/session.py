@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from .cores import available_cores
 from .errors import BundleError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class SessionOptions:
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     """Execution providers in order of preference; one that this installation lacks is an error, not a surprise."""
     threads: int = 0
-    """Threads inside one operator; 0 leaves it to ONNX Runtime (one to a core)."""
+    """Threads inside one operator; 0 for one to a core that this process may use."""
     optimisation: str = "all"
     """Graph optimisation: `disabled`, `basic`, `extended` or `all`."""
     quiet: bool = False
@@ -78,7 +80,7 @@ def open_session(
             f"it has {', '.join(ort.get_available_providers())}"
         )
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = options.threads
+    settings.intra_op_num_threads = options.threads or _threads()
     # One frame is one path through the graph: parallel branches would cost more in hand-overs than they gain.
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     # A spinning worker burns the core that the coder, the link or another model is waiting for.
@@ -104,6 +106,12 @@ def open_session(
     except graph_errors() as error:
         name = "the graph" if isinstance(path, bytes) else path.name
         raise BundleError(f"ONNX Runtime {ort.__version__} refuses {name}: {_first_line(error)}") from None
+
+
+def _threads() -> int:
+    """0, which is ONNX Runtime's own choice (the machine's cores), unless this process may use fewer."""
+    cores = available_cores()
+    return cores if cores < (os.cpu_count() or 1) else 0
 
 
 def graph_errors() -> tuple[type[Exception], ...]:
