@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import NarrowsError, UsageError
 from ..runtime.manifest import Manifest
+from ..runtime.session import SessionOptions
 from .conversation import Greeting
 from .estimates import Duration
 from .local import LocalModel
@@ -18,8 +20,11 @@ from .pipeline import Journey
 from .planner import Planner
 from .policies import Static
 from .predictions import Reader
+from .providers import choose
 from .stages import CutParts, Stages
 from .uplink import Uplink, UplinkOptions
+
+log = logging.getLogger(__name__)
 
 _JPEG_BYTES = 0.25
 """A photograph's bytes a pixel, until the first one is there."""
@@ -59,18 +64,19 @@ class Engine:
             UplinkOptions(options.timeout_s, options.stall_s or options.timeout_s / 5, link=options.link),
             on_fatal,
         )
-        self.stages = self._load()
+        session = choose(bundle, self._cut, options.session, log.warning) if options.try_providers else options.session
+        self.stages = self._load(session)
         self._idle = threading.Condition(threading.Lock())
         self._under_way = 0
 
-    def _load(self) -> Stages:
+    def _load(self, session: SessionOptions) -> Stages:
         options, manifest, wanted = self._options, self.bundle.manifest, self._options.wanted
         chosen = [self._cut] if isinstance(options.policy, Static) else manifest.cuts
         # Exit and whole model answer for the cut's own tail, and are no substitute where others are asked for.
         own = set(wanted.tails).issubset({self._cut.tail_name})
         exits = own and (options.may_rescue("exit") or options.exit_confidence is not None)
         parts = {
-            cut.name: CutParts.load(self.bundle, index, options.session, wanted, exits=exits)
+            cut.name: CutParts.load(self.bundle, index, session, wanted, exits=exits)
             for index, cut in enumerate(manifest.cuts)
             if cut in chosen and set(wanted.tails).issubset(cut.tail_names)
         }
@@ -83,7 +89,7 @@ class Engine:
             exit_confidence=options.exit_confidence,
         )
         whole = own and options.may_rescue("local") and manifest.local is not None
-        local = LocalModel(self.bundle, options.session) if whole else None
+        local = LocalModel(self.bundle, session) if whole else None
         if local is not None:
             planner.local = Duration(local.first_s)
         reader = Reader(manifest.outputs, manifest.labels, wanted)
