@@ -59,6 +59,9 @@ class DeviceOptions:
     drop: Drop = "block"
     """What happens to frames that a source gives faster than they can be answered."""
     session: SessionOptions = field(default_factory=SessionOptions)
+    try_providers: bool = True
+    """Run the graphs on the execution provider that is quickest here, found by trial once and then remembered, in place
+    of `session.providers`. Where ONNX Runtime has nothing but the CPU, nothing is tried."""
     link: LinkOptions = field(default_factory=LinkOptions)
     power: PowerModel = field(default_factory=PowerModel)
     """What the policy reckons energy with."""
