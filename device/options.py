@@ -38,8 +38,8 @@ class DeviceOptions:
     fallback: bool = True
     """Let the bundle's whole model, where there is one, answer what no server does."""
     offload: int | Point | None = None
-    """Quality of the JPEG, 1 to 95, or a point such as `Point("offload", quality=80, format="webp")`, where the policy may
-    also send the picture itself to a server that holds the whole model; None where it may not."""
+    """Quality of the JPEG, 1 to 95, or a point such as `Point("offload", quality=80, format="webp")`, where the policy
+    may also send the picture itself to a server that holds the whole model; None where it may not."""
     open_inference: OpenInference | None = None
     """The server is a stock one of the Open Inference Protocol, and this model there is the cut's tail: symbols go
     uncoded. None for Narrows' own server."""
