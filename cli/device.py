@@ -17,6 +17,7 @@ from .app import Json, Threads, app, keep_to_cpus
 if TYPE_CHECKING:
     from ..device.policies import Objective, Policy
     from ..runtime.link import LinkOptions
+    from ..runtime.point import Point
     from ..runtime.session import SessionOptions
 
 
@@ -86,8 +87,8 @@ def run(
         PolicyName, typer.Option(help="Always the given point, or the best for an objective, frame by frame.")
     ] = PolicyName.STATIC,
     offload: Annotated[
-        int | None,
-        typer.Option(min=1, max=95, help="Let the policy send the picture itself, as JPEG of this quality."),
+        str | None,
+        typer.Option(help="Let the policy send the picture itself: 90, a JPEG's quality, or webp:80."),
     ] = None,
     floor: Annotated[float, typer.Option(min=0, max=1, help="Least agreement with the whole model that counts.")] = 0.0,
     deadline_ms: Annotated[float | None, typer.Option(help="When an answer is due, counted from the input.")] = None,
@@ -142,7 +143,7 @@ def run(
         wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP, tails=tuple(tail or ())),
         coders=(coder,) if coder else tuple(labels()),
         policy=_policy(policy, floor),
-        offload=offload,
+        offload=offload_point(offload) if offload else None,
         open_inference=OpenInference(model) if protocol is Protocol.OIP else None,
         deadline_ms=deadline_ms,
         fallback=fallback.value,
@@ -226,6 +227,20 @@ def _session(threads: int, provider: str | None) -> SessionOptions:
 
     options = SessionOptions(threads=threads)
     return options if provider is None else with_provider(options, by_name(provider))
+
+
+def offload_point(text: str) -> Point:
+    """The point that `--offload` names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    from ..runtime.point import Point
+
+    form, _, quality = text.rpartition(":")
+    if form not in ("", "jpeg", "webp") or not quality.isdecimal():
+        raise UsageError(f"--offload takes a JPEG's quality, such as 90, or a format's, such as webp:80; {text!r} came")
+    return Point("offload", quality=int(quality), format="webp" if form == "webp" else "jpeg")
 
 
 def link_options(
