@@ -24,13 +24,14 @@ import msgspec
 
 from ..device import Device, DeviceOptions, Input
 from ..device.energy import Energy, find_meter
-from ..device.outcome import Mode, Outcome, Point
+from ..device.outcome import Outcome
 from ..device.policies import Always, Static
 from ..runtime.answer import Form, Wanted
 from ..runtime.bundle import Bundle
 from ..runtime.errors import NarrowsError, ServerUnavailableError
 from ..runtime.link import LinkOptions
 from ..runtime.manifest import Half
+from ..runtime.point import Mode, Point
 from ..runtime.session import SessionOptions
 from .inputs import read_inputs
 from .lines import ENCODER, Ended, Failed, Job, Over, Ready, Said

@@ -130,9 +130,9 @@ def _stationary(curve: BatchCurve, rate: float) -> Array:
                 left = max(0, n - k)
                 steps[n, left:] = steps_k[: size - left]
         steps[:, -1] += 1 - steps.sum(axis=1)
-        system = np.vstack([steps.T - np.eye(size), np.ones(size)])
-        found = np.linalg.lstsq(system, np.append(np.zeros(size), 1.0), rcond=None)[0]
-        found = np.clip(found, 0, None)
+        system = steps.T - np.eye(size)
+        system[-1] = 1.0  # one of the balance equations follows from the others; the shares add up to 1 instead
+        found = np.clip(np.linalg.solve(system, np.eye(size)[-1]), 0, None)
         found /= found.sum()
         if found[-most:].sum() < _LEAST_MASS or 2 * size > _MOST_STATES:
             return np.asarray(found)
