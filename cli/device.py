@@ -54,6 +54,9 @@ def run(
     cut_name: Annotated[
         str | None, typer.Option("--cut", help="Which of the bundle's cuts; its first by default.")
     ] = None,
+    tail: Annotated[
+        list[str] | None, typer.Option(help="Which of the cut's tails answers; may be said several times.")
+    ] = None,
     quality: Annotated[int | None, typer.Option(help="0 is the smallest payload; the best by default.")] = None,
     coder: Annotated[str | None, typer.Option(help="context/1, bitplane-zstd/1 or raw/1; the best by default.")] = None,
     policy: Annotated[
@@ -100,7 +103,7 @@ def run(
     options = DeviceOptions(
         cut=cut_name,
         quality=quality,
-        wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP),
+        wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP, tails=tuple(tail or ())),
         coders=(coder,) if coder else tuple(labels()),
         policy=_policy(policy, floor),
         offload=offload,

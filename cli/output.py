@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ from .tables import table as _table
 
 if TYPE_CHECKING:
     from ..demo import Report
-    from ..device import Outcome
+    from ..device import Outcome, Prediction
     from ..doctor import Finding
     from ..partitioner import CutPoint
     from ..runtime.bundle import Bundle
@@ -176,10 +176,15 @@ def _line(outcome: Outcome, said: str) -> str:
     if outcome.error is not None:
         text = "as above" if str(outcome.error) == said else str(outcome.error)
         return f"{outcome.source}  {outcome.outcome}: {text}"
-    best = outcome.top[0] if outcome.top else None
-    answer = f"{best.label or best.index} {best.score:.2f}" if best else ", ".join(outcome.outputs)
+    several = outcome.answers if len(outcome.answers) > 1 else {}
+    answer = ", ".join(f"{tail}: {_said(one.top, one.outputs)}" for tail, one in several.items())
+    answer = answer or _said(outcome.top, outcome.outputs)
     way = f"{outcome.wire_bytes:,} bytes" if outcome.provenance == "server" else f"on the device ({outcome.provenance})"
     return f"{outcome.source}  {answer}  {way}  {outcome.ms['total']:.1f} ms"
+
+
+def _said(top: Sequence[Prediction], outputs: Iterable[str]) -> str:
+    return f"{top[0].label or top[0].index} {top[0].score:.2f}" if top else ", ".join(outputs)
 
 
 class _Summary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,21 @@ import typer
 from ..runtime.errors import UsageError
 from . import output
 from .app import Json, Threads, app, need
+
+
+class LogFormatName(StrEnum):
+    """How a line of the log is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
 
 
 @app.command()
@@ -45,6 +62,12 @@ def serve(
         list[str] | None, typer.Option(help="Execution providers, best first; the best there are by default.")
     ] = None,
     max_frame_bytes: Annotated[int, typer.Option(min=1, help="Largest payload of a frame that is accepted.")] = 8 << 20,
+    log_format: Annotated[LogFormatName, typer.Option(help="The log on stderr, for people or for programs.")] = (
+        LogFormatName.TEXT
+    ),
+    log_level: Annotated[
+        LogLevel | None, typer.Option(help="Least level that is logged; warning for text, info for JSON by default.")
+    ] = None,
     drain: Annotated[float, typer.Option(help="Seconds that SIGTERM leaves for what is under way.")] = 10.0,
     as_json: Json = False,
 ) -> None:
@@ -58,6 +81,7 @@ def serve(
     from ..server import BatchOptions, ServeOptions, TlsOptions, best_providers
     from ..server import serve as serve_until_told
 
+    _configure_log(log_format, log_level)
     if (tls_cert is None) != (tls_key is None) or (client_ca is not None and tls_cert is None):
         raise UsageError("--tls-cert and --tls-key go together, and --client-ca goes with them")
     options = ServeOptions(
@@ -77,6 +101,14 @@ def serve(
         drain_s=drain,
     )
     raise typer.Exit(serve_until_told(options, ready=lambda server: output.listening(server, as_json=as_json)))
+
+
+def _configure_log(form: LogFormatName, level: LogLevel | None) -> None:
+    from ..server.logs import LogFormat, configure
+
+    chosen = level or (LogLevel.INFO if form is LogFormatName.JSON else LogLevel.WARNING)
+    least = min(logging.getLevelNamesMapping()[chosen.upper()], logging.getLogger().level)  # --debug asks for all
+    configure(LogFormat(form.value), least)
 
 
 @app.command()

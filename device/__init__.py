@@ -4,7 +4,7 @@ from ..runtime.cost import PowerModel
 from .device import Device
 from .inputs import Input
 from .options import DeviceOptions
-from .outcome import Outcome, Point, Prediction
+from .outcome import Answer, Outcome, Point, Prediction
 from .policies import Adaptive, Always, Neurosurgeon, Policy, Static
 from .run import run_source, save
 from .sources import open_source
@@ -14,6 +14,7 @@ from .uplink import Counters
 __all__ = [
     "Adaptive",
     "Always",
+    "Answer",
     "Counters",
     "Device",
     "DeviceOptions",

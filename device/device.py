@@ -7,10 +7,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import BundleMismatchError, NarrowsError, UsageError
 from ..runtime.manifest import Half
+from . import tracing
 from .engine import Engine, check_replaceable
 from .inputs import Value, as_input
 from .live import Intake
@@ -37,7 +39,12 @@ class Device:
     """
 
     def __init__(
-        self, bundle: Bundle | str | os.PathLike[str], server: str | Iterable[str], options: DeviceOptions | None = None
+        self,
+        bundle: Bundle | str | os.PathLike[str],
+        server: str | Iterable[str],
+        options: DeviceOptions | None = None,
+        *,
+        tails: Iterable[str] = (),
     ) -> None:
         """Load the head and prove it on the golden frame; nothing is sent yet.
 
@@ -45,13 +52,17 @@ class Device:
             bundle: a bundle or its path; the device's half is enough.
             server: "host:port", or several that hold the same bundle: the next is tried where one fails.
             options: how to work.
+            tails: which of the cut's tails are to answer each frame, by name, instead of those that `options.wanted`
+                names; all of them from one payload.
 
         Raises:
             BundleError: damaged, incomplete, or not reproduced by this machine.
-            QualityError: no such cut or quality.
+            QualityError: no such cut, quality or tail.
             UsageError: a server's address is none.
         """
         self.options = options or DeviceOptions()
+        if named := tuple(tails):
+            self.options = replace(self.options, wanted=replace(self.options.wanted, tails=named))
         self._servers = (server,) if isinstance(server, str) else tuple(server)
         self._open = False
         self._engine = self._make(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, Half.DEVICE))
@@ -235,6 +246,8 @@ class Device:
             def ended(journey: Journey, outcome: Outcome) -> None:
                 engine.leave()
                 self.tally.count(outcome)
+                if journey.trace is not None:
+                    journey.trace.end(outcome)
                 arrived(journey, outcome)
 
             return Journey(
@@ -245,6 +258,7 @@ class Device:
                 began=there,
                 ms={"source": (there - began) * 1000},
                 arrived=ended,
+                trace=tracing.begin(there),
                 deadline=None if deadline_ms is None else there + deadline_ms / 1000,
             )
 

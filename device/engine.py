@@ -52,6 +52,7 @@ class Engine:
         self._options = options
         self._cut = bundle.manifest.cut(options.cut)[1]
         self.point(options.quality)
+        self._cut.check_tails(options.wanted.tails)
         self.uplink = Uplink(
             servers,
             Greeting(bundle.manifest.name, bundle.digest, options.wanted, options.coders),
@@ -63,18 +64,22 @@ class Engine:
         self._under_way = 0
 
     def _load(self) -> Stages:
-        options, manifest = self._options, self.bundle.manifest
+        options, manifest, wanted = self._options, self.bundle.manifest, self._options.wanted
         chosen = [self._cut] if isinstance(options.policy, Static) else manifest.cuts
         parts = {
-            cut.name: CutParts.load(self.bundle, index, options.session)
+            cut.name: CutParts.load(self.bundle, index, options.session, wanted)
             for index, cut in enumerate(manifest.cuts)
-            if cut in chosen
+            if cut in chosen and set(wanted.tails).issubset(cut.tail_names)
         }
         planner = Planner(options.policy, [part.head.cut for part in parts.values()], options.power, self._offload())
-        local = LocalModel(self.bundle, options.session) if options.fallback and manifest.local else None
+        # The whole model answers for the cut's own tail, and is no substitute where others are asked for.
+        own = set(wanted.tails).issubset({self._cut.tail_name})
+        local = LocalModel(self.bundle, options.session) if options.fallback and manifest.local and own else None
         if local is not None:
             planner.local = Duration(local.first_s)
-        return Stages(parts, Reader(manifest, options.wanted), self.uplink, planner, options.timeout_s, local)
+        reader = Reader(manifest.outputs, manifest.labels, wanted)
+        inputs = [spec.name for spec in manifest.inputs]
+        return Stages(parts, reader, inputs, self.uplink, planner, options.timeout_s, local)
 
     def _offload(self) -> tuple[Point, float] | None:
         """The point at which the picture itself is sent, where that is allowed, and a first guess of its bytes."""
@@ -82,6 +87,10 @@ class Engine:
         if quality is None:
             return None
         check_offloadable(manifest, quality)
+        if not set(self._options.wanted.tails).issubset({self._cut.tail_name}):
+            raise UsageError(
+                "the whole model answers for a cut's own tail alone; leave --offload or the other tails out"
+            )
         assert manifest.preprocess is not None
         return Point("offload", quality=quality), _JPEG_BYTES * manifest.preprocess.height * manifest.preprocess.width
 

@@ -29,6 +29,20 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What one tail says."""
+
+    outputs: Mapping[str, Array]
+    """By name, without batch axes; empty where the best classes alone were asked for."""
+    top: tuple[Prediction, ...]
+    """Best first; empty where it is no classifier."""
+
+    def top_to_json(self) -> list[dict[str, Any]]:
+        """The best classes, as values that JSON has."""
+        return [{"index": best.index, "label": best.label, "score": best.score} for best in self.top]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
     """A prediction with where it came from and what it cost, or the error that the frame ended in."""
 
@@ -43,6 +57,8 @@ class Outcome:
     """The model's outputs by name, without batch axes; empty where the best classes alone were asked for."""
     top: tuple[Prediction, ...] = ()
     """Best first; empty where the model is no classifier."""
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    """Where tails were named: what each says, by its name, in their order. `outputs` and `top` are the first one's."""
     provenance: Provenance | None = None
     """Who answered; None for a frame that ended in an error."""
     attempts: int = 0
@@ -69,7 +85,8 @@ class Outcome:
             "source": self.source,
             "outcome": self.outcome,
             "error": None if self.error is None else str(self.error),
-            "top": [{"index": best.index, "label": best.label, "score": best.score} for best in self.top],
+            "top": Answer(self.outputs, self.top).top_to_json(),
+            "tails": {tail: answer.top_to_json() for tail, answer in self.answers.items()},
             "point": {"mode": self.point.mode, "cut": self.point.cut, "quality": self.point.quality},
             "provenance": self.provenance,
             "attempts": self.attempts,

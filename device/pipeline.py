@@ -20,6 +20,7 @@ from ..runtime.errors import NarrowsError
 from ..runtime.halves import Features
 from .inputs import Input
 from .outcome import Outcome, Point
+from .tracing import FrameTrace
 from .uplink import Parcel
 from .window import Window
 
@@ -57,6 +58,8 @@ class Journey:
     """Called when the frame ends; must not wait."""
     deadline: float | None = None
     """When its answer is due, on the same clock."""
+    trace: FrameTrace | None = None
+    """Its span, where somebody traces."""
     features: Features | None = None
     parcel: Parcel | None = None
     """As it was handed to the uplink."""

@@ -8,21 +8,20 @@ from dataclasses import dataclass
 from ..runtime.answer import Array, Form, TopClass, Wanted, best_classes, classifier
 from ..runtime.errors import ShapeError
 from ..runtime.halves import check_tensor
-from ..runtime.manifest import Manifest
-from .outcome import Prediction
-
-Answer = tuple[dict[str, Array], tuple[Prediction, ...]]
+from ..runtime.manifest import Cut, Manifest, OutputSpec
+from .outcome import Answer, Prediction
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Makes answers of tensors and classes, wherever they were computed."""
+    """Makes answers of tensors and classes, wherever they were computed: the model's, or those of a further tail."""
 
-    manifest: Manifest
+    outputs: tuple[OutputSpec, ...]
+    labels: tuple[str, ...]
     wanted: Wanted
 
     def read(self, held: Mapping[str, Array], top: tuple[TopClass, ...] = ()) -> Answer:
-        """The model's outputs in its own order, as far as they were asked for, and the best classes.
+        """The outputs in their own order, as far as they were asked for, and the best classes.
 
         Args:
             held: outputs by name, without batch axes.
@@ -32,21 +31,27 @@ class Reader:
             ShapeError: tensors that are not the bundle's, or too few.
         """
         outputs = {}
-        for output in self.manifest.outputs:
+        for output in self.outputs:
             name = output.tensor.name
             if name in held:
                 check_tensor(output.tensor, held[name])
                 outputs[name] = held[name]
-        labelled = classifier(self.manifest)
+        labelled = classifier(self.outputs)
         if not top and labelled is not None and labelled.tensor.name in outputs:
             top = best_classes(outputs[labelled.tensor.name], labelled.kind, self.wanted.top)
-        if len(outputs) < len(self.manifest.outputs) and not top:
-            missing = [o.tensor.name for o in self.manifest.outputs if o.tensor.name not in outputs]
+        if len(outputs) < len(self.outputs) and not top:
+            missing = [o.tensor.name for o in self.outputs if o.tensor.name not in outputs]
             raise ShapeError(f"the answer lacks {', '.join(missing)}")
         if top and self.wanted.form is Form.TOP:
             outputs = {}
-        return outputs, tuple(self._named(one) for one in top)
+        return Answer(outputs, tuple(self._named(one) for one in top))
 
     def _named(self, best: TopClass) -> Prediction:
-        labels = self.manifest.labels
-        return Prediction(best.index, labels[best.index] if best.index < len(labels) else None, best.score)
+        label = self.labels[best.index] if best.index < len(self.labels) else None
+        return Prediction(best.index, label, best.score)
+
+
+def tail_readers(manifest: Manifest, cut: Cut, wanted: Wanted) -> dict[str, Reader]:
+    """What reads the answers of each tail of a cut, by the tail's name."""
+    further = {name: Reader(tail.outputs, tail.labels, wanted) for name, tail in cut.further_tails.items()}
+    return {cut.tail_name: Reader(manifest.outputs, manifest.labels, wanted), **further}

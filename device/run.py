@@ -61,10 +61,17 @@ def save(outcome: Outcome, folder: Path) -> Path:
     path = folder / f"{outcome.id:06d}-{stem}.npz"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_npz(path, outcome.outputs)
+        _write_npz(path, _arrays(outcome))
     except OSError as error:
         raise UsageError(f"outputs cannot be saved in {folder}: {error.strerror or error}") from None
     return path
+
+
+def _arrays(outcome: Outcome) -> Mapping[str, Array]:
+    """An outcome's outputs; of several tails, each under its tail's name and a slash."""
+    if len(outcome.answers) < 2:
+        return outcome.outputs
+    return {f"{tail}/{n}": array for tail, answer in outcome.answers.items() for n, array in answer.outputs.items()}
 
 
 def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:

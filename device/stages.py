@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ..runtime.answer import Array, Reply
+from ..runtime.answer import Array, Reply, TailAnswer, Wanted
 from ..runtime.bundle import Bundle
 from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
 from ..runtime.frame import Frame, FrameCodec
@@ -18,11 +18,11 @@ from .fallback import Fallback
 from .inputs import Input
 from .local import LocalModel
 from .offload import picture_frame
-from .outcome import LOCAL, Point
+from .outcome import LOCAL, Answer, Point, Provenance
 from .pipeline import Journey
 from .planner import Planner
 from .policies import Choice
-from .predictions import Reader
+from .predictions import Reader, tail_readers
 from .uplink import Parcel, Uplink
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,13 @@ class CutParts:
     index: int
     head: Head
     codec: FrameCodec
+    readers: Mapping[str, Reader]
+    """Of each tail's answers."""
     final: Final | None = None
     """Of a three-way cut: what makes the model's outputs of the server's answer."""
 
     @classmethod
-    def load(cls, bundle: Bundle, index: int, options: SessionOptions) -> CutParts:
+    def load(cls, bundle: Bundle, index: int, options: SessionOptions, wanted: Wanted) -> CutParts:
         """Load the device's graphs of a cut, and try them on the golden frame.
 
         Raises:
@@ -51,9 +53,27 @@ class CutParts:
         """
         cut = bundle.manifest.cuts[index]
         final = Final(bundle, cut, options) if cut.final is not None else None
-        return cls(index, Head(bundle, cut, options), FrameCodec(bundle, index), final)
+        readers = tail_readers(bundle.manifest, cut, wanted)
+        return cls(index, Head(bundle, cut, options), FrameCodec(bundle, index), readers, final)
 
-    def finish(self, features: Features, answer: Mapping[str, Array], quality: int) -> Mapping[str, Array]:
+    def read(self, features: Features, reply: Reply, quality: int, tails: Sequence[str]) -> list[Answer]:
+        """What each tail says, in the order in which they were asked for.
+
+        Raises:
+            ShapeError: the answer is not one that this cut's server gives.
+        """
+        first, *others = tails or (self.head.cut.tail_name,)
+        said = {first: TailAnswer(reply.outputs, reply.top), **{name: reply.further.get(name) for name in others}}
+        return [self._read(name, features, answer, quality) for name, answer in said.items()]
+
+    def _read(self, tail: str, features: Features, said: TailAnswer | None, quality: int) -> Answer:
+        if said is None:
+            raise ShapeError(f"the answer lacks that of tail {tail!r}")
+        own = tail == self.head.cut.tail_name
+        held = self._finish(features, said.outputs, quality) if own else said.outputs
+        return self.readers[tail].read(held, said.top)
+
+    def _finish(self, features: Features, answer: Mapping[str, Array], quality: int) -> Mapping[str, Array]:
         """All of the model's outputs that are known once the server has answered.
 
         Raises:
@@ -71,6 +91,9 @@ class Stages:
     halves: Mapping[str, CutParts]
     """By the cut's name."""
     reader: Reader
+    """Of the whole model's answers."""
+    inputs: Sequence[str]
+    """Names of the model's inputs, in order."""
     uplink: Uplink
     planner: Planner
     timeout_s: float
@@ -135,7 +158,7 @@ class Stages:
         assert point.cut is not None
         assert point.quality is not None
         head = self.halves[point.cut].head
-        arrays = dict(zip((s.name for s in self.reader.manifest.inputs), journey.input.arrays, strict=True))
+        arrays = dict(zip(self.inputs, journey.input.arrays, strict=True))
         with _timed(journey, "head") as timing:
             try:
                 features = head.run([arrays[spec.name] for spec in head.inputs], point.quality)
@@ -147,7 +170,7 @@ class Stages:
     def _picture(self, journey: Journey, point: Point) -> Parcel:
         assert point.quality is not None
         with _timed(journey, "encode") as timing:
-            frame = picture_frame(journey.index, journey.input.arrays[0], point.quality)
+            frame = picture_frame(journey.index, journey.input.arrays[0], point.quality, point.format)
         self.planner.coder_took(point, timing.duration_s, frame.payload_bytes)
         return self._for_uplink(journey, point, None, frame, lambda _coder: frame)
 
@@ -175,6 +198,9 @@ class Stages:
         pack: Callable[[str], Frame],
     ) -> Parcel:
         expires = journey.began + self.timeout_s
+        if (trace := journey.trace) is not None:
+            frame, plain = replace(frame, trace=trace.context), pack
+            pack = lambda coder: replace(plain(coder), trace=trace.context)  # noqa: E731
         return Parcel(
             frame=frame,
             expires=expires if journey.deadline is None else min(expires, journey.deadline),
@@ -199,9 +225,7 @@ class Stages:
         if isinstance(result, Reply) and error is None:
             self._measure(journey, point, parcel, result)
             try:
-                held = self._held(point, features, result.outputs)
-                outputs, top = self.reader.read(held, result.top)
-                journey.end(journey.outcome(point, outputs=outputs, top=top, provenance="server"))
+                self._end(journey, point, self._read(point, features, result), "server")
             except NarrowsError as damage:
                 error = damage
         if error is not None and isinstance(error, _FORGIVEN):
@@ -218,11 +242,16 @@ class Stages:
         """Whether the whole model on the device sees to it that the frame ends."""
         return journey.ended or (self.fallback is not None and self.fallback.guard(journey, time.monotonic()))
 
-    def _held(self, point: Point, features: Features | None, answer: Mapping[str, Array]) -> Mapping[str, Array]:
-        """The model's outputs, as far as device and server have them together."""
+    def _read(self, point: Point, features: Features | None, reply: Reply) -> list[Answer]:
+        """What device and server say together: the model, or each tail that was asked for."""
         if features is None or point.cut is None or point.quality is None:
-            return answer
-        return self.halves[point.cut].finish(features, answer, point.quality)
+            return [self.reader.read(reply.outputs, reply.top)]
+        return self.halves[point.cut].read(features, reply, point.quality, self.reader.wanted.tails)
+
+    def _end(self, journey: Journey, point: Point, answers: Sequence[Answer], provenance: Provenance) -> None:
+        first, named = answers[0], dict(zip(self.reader.wanted.tails, answers, strict=False))
+        facts = {"outputs": first.outputs, "top": first.top, "answers": named, "provenance": provenance}
+        journey.end(journey.outcome(point, **facts))
 
     def _measure(self, journey: Journey, point: Point, parcel: Parcel, reply: Reply) -> None:
         now, timing = time.monotonic(), reply.timing
@@ -241,8 +270,7 @@ class Stages:
         with _timed(journey, "local") as timing:
             held = self.local.run(journey.input.arrays)
         self.planner.local_took(timing.duration_s)
-        outputs, top = self.reader.read(held)
-        journey.end(journey.outcome(LOCAL, outputs=outputs, top=top, provenance="local"))
+        self._end(journey, LOCAL, [self.reader.read(held)], "local")
 
     def _rescue(self, journey: Journey) -> None:
         """What the fallback does with a frame whose answer has not come."""

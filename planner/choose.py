@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..runtime.errors import NarrowsError, UsageError
+from ..runtime.errors import NothingPlannedError, UsageError
 from .link import Link
 from .predict import Conditions, Prediction, predict
 from .profile import Profile
@@ -15,12 +15,6 @@ Objective = Literal["latency", "throughput", "energy", "bytes", "accuracy"]
 
 UNKNOWN_DROP = 100.0
 """Points of accuracy that a point of unknown accuracy is taken to cost: it meets no bound."""
-
-
-class NothingPlannedError(NarrowsError):
-    """No operating point can be taken at all."""
-
-    code, exit_code, grpc_status = "nothing-planned", 26, "FAILED_PRECONDITION"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from .profile import CutProfile, Encoding, Profile, ProfileError, QualityProfile, Transport
+from ..runtime.errors import ProfileError
+from .profile import CutProfile, Encoding, Profile, QualityProfile, Transport, Whole
 
 _T = TypeVar("_T")
 
@@ -41,6 +42,11 @@ class Pair:
     def reply_bytes(self) -> float:
         """Of an answer."""
         return self.device.reply_bytes or self.server.reply_bytes
+
+    @property
+    def server_whole(self) -> Whole:
+        """The uncut model on the server."""
+        return self.server.server_whole or (Whole() if self.server.served_by else self.server.whole)
 
     @property
     def whole_accuracy(self) -> float | None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from ..runtime.errors import NarrowsError
+from ..runtime.errors import ProfileError
 from ..runtime.manifest import Digest
 
 SCHEMA = 1
@@ -24,12 +24,6 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Format = Literal["jpeg", "webp"]
-
-
-class ProfileError(NarrowsError):
-    """A file that is no profile, of another schema, or of another model."""
-
-    code, exit_code, grpc_status = "profile", 25, "FAILED_PRECONDITION"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +201,10 @@ class Profile:
     estimates: tuple[Estimate, ...] = ()
     """Every cut of one tensor, measured ones included, by ascending work before it."""
     whole: Whole = field(default_factory=Whole)
+    served_by: str = ""
+    """The running server that tails, decoding and `server_whole` were measured on; this machine where it is empty."""
+    server_whole: Whole | None = None
+    """The uncut model on that server."""
     encodings: tuple[Encoding, ...] = ()
     transport: Transport | None = None
     power: Power | None = None

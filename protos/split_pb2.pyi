@@ -45,12 +45,14 @@ class ModelDescription(_message.Message):
     def __init__(self, name: _Optional[str] = ..., bundle: _Optional[str] = ..., cuts: _Optional[_Iterable[_Union[CutDescription, _Mapping]]] = ..., whole: bool = ...) -> None: ...
 
 class CutDescription(_message.Message):
-    __slots__ = ("name", "qualities")
+    __slots__ = ("name", "qualities", "tails")
     NAME_FIELD_NUMBER: _ClassVar[int]
     QUALITIES_FIELD_NUMBER: _ClassVar[int]
+    TAILS_FIELD_NUMBER: _ClassVar[int]
     name: str
     qualities: _containers.RepeatedCompositeFieldContainer[QualityDescription]
-    def __init__(self, name: _Optional[str] = ..., qualities: _Optional[_Iterable[_Union[QualityDescription, _Mapping]]] = ...) -> None: ...
+    tails: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., qualities: _Optional[_Iterable[_Union[QualityDescription, _Mapping]]] = ..., tails: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class QualityDescription(_message.Message):
     __slots__ = ("bits", "payload_bytes", "agreement")
@@ -93,7 +95,7 @@ class CodedTensor(_message.Message):
     def __init__(self, payload: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("id", "mode", "cut", "quality", "coder", "checksum", "deadline_ms", "tensors")
+    __slots__ = ("id", "mode", "cut", "quality", "coder", "checksum", "deadline_ms", "tensors", "trace")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +104,7 @@ class Frame(_message.Message):
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     id: int
     mode: Mode
     cut: int
@@ -110,10 +113,11 @@ class Frame(_message.Message):
     checksum: int
     deadline_ms: int
     tensors: _containers.RepeatedCompositeFieldContainer[CodedTensor]
-    def __init__(self, id: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., cut: _Optional[int] = ..., quality: _Optional[int] = ..., coder: _Optional[int] = ..., checksum: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[CodedTensor, _Mapping]]] = ...) -> None: ...
+    trace: bytes
+    def __init__(self, id: _Optional[int] = ..., mode: _Optional[_Union[Mode, str]] = ..., cut: _Optional[int] = ..., quality: _Optional[int] = ..., coder: _Optional[int] = ..., checksum: _Optional[int] = ..., deadline_ms: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[CodedTensor, _Mapping]]] = ..., trace: _Optional[bytes] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("form", "top")
+    __slots__ = ("form", "top", "tails")
     class Form(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         TENSORS: _ClassVar[Answer.Form]
@@ -122,9 +126,11 @@ class Answer(_message.Message):
     TOP: Answer.Form
     FORM_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
+    TAILS_FIELD_NUMBER: _ClassVar[int]
     form: Answer.Form
     top: int
-    def __init__(self, form: _Optional[_Union[Answer.Form, str]] = ..., top: _Optional[int] = ...) -> None: ...
+    tails: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, form: _Optional[_Union[Answer.Form, str]] = ..., top: _Optional[int] = ..., tails: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InferRequest(_message.Message):
     __slots__ = ("model", "bundle", "answer", "frame")
@@ -228,16 +234,28 @@ class Timing(_message.Message):
     batch: int
     def __init__(self, queue_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., tail_us: _Optional[int] = ..., batch: _Optional[int] = ...) -> None: ...
 
+class TailAnswer(_message.Message):
+    __slots__ = ("tail", "outputs", "top")
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    tail: str
+    outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
+    top: _containers.RepeatedCompositeFieldContainer[TopClass]
+    def __init__(self, tail: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., top: _Optional[_Iterable[_Union[TopClass, _Mapping]]] = ...) -> None: ...
+
 class Outcome(_message.Message):
-    __slots__ = ("id", "error", "outputs", "top", "timing")
+    __slots__ = ("id", "error", "outputs", "top", "timing", "further")
     ID_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_FIELD_NUMBER: _ClassVar[int]
     id: int
     error: Error
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     top: _containers.RepeatedCompositeFieldContainer[TopClass]
     timing: Timing
-    def __init__(self, id: _Optional[int] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., top: _Optional[_Iterable[_Union[TopClass, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    further: _containers.RepeatedCompositeFieldContainer[TailAnswer]
+    def __init__(self, id: _Optional[int] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., top: _Optional[_Iterable[_Union[TopClass, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., further: _Optional[_Iterable[_Union[TailAnswer, _Mapping]]] = ...) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import NarrowsError, UsageError
-from .manifest import Manifest, OutputSpec
+from .manifest import OutputSpec
 
 Array = NDArray[Any]
 
 DEFAULT_TOP = 5
+MAX_TAILS = 16
+"""Tails that may answer one frame."""
 
 
 class Form(StrEnum):
@@ -32,8 +35,12 @@ class Wanted:
     form: Form = Form.TENSORS
     top: int = DEFAULT_TOP
     """How many classes."""
+    tails: tuple[str, ...] = ()
+    """Which of the cut's tails are to answer, by name; the cut's own where none is named."""
 
     def __post_init__(self) -> None:
+        if len(self.tails) > MAX_TAILS or len(set(self.tails)) < len(self.tails):
+            raise UsageError(f"a frame can be answered by {MAX_TAILS} tails, each named once")
         if not 1 <= self.top <= 1000:
             raise UsageError(f"between 1 and 1000 best classes can be asked for, not {self.top}")
 
@@ -59,8 +66,17 @@ class ServerTiming:
 
 
 @dataclass(frozen=True, slots=True)
+class TailAnswer:
+    """What a further tail says to a frame."""
+
+    outputs: dict[str, Array] = field(default_factory=dict)
+    """Without batch axes; empty when the best classes alone were asked for."""
+    top: tuple[TopClass, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
-    """A server's word on one frame."""
+    """A server's word on one frame: of the tail that was asked for first, and of the others."""
 
     id: int
     outputs: dict[str, Array] = field(default_factory=dict)
@@ -68,11 +84,14 @@ class Reply:
     top: tuple[TopClass, ...] = ()
     error: NarrowsError | None = None
     timing: ServerTiming = field(default_factory=ServerTiming)
+    """Of several tails, that of the one that came last."""
+    further: dict[str, TailAnswer] = field(default_factory=dict)
+    """By the tail's name."""
 
 
-def classifier(manifest: Manifest) -> OutputSpec | None:
+def classifier(outputs: Iterable[OutputSpec]) -> OutputSpec | None:
     """The output that holds a class for the frame: the first whose kind says so."""
-    return next((output for output in manifest.outputs if output.kind != "tensor"), None)
+    return next((output for output in outputs if output.kind != "tensor"), None)
 
 
 def best_classes(output: Array, kind: str, count: int) -> tuple[TopClass, ...]:

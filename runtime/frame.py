@@ -77,11 +77,29 @@ class Frame:
     deadline_ms: int = 0
     """Time left until the answer is of no use; 0 for none."""
     mode: Mode = Mode.SPLIT
+    trace: bytes = b""
+    """The span that the frame belongs to, as `pack_trace` writes it; empty where nobody traces."""
 
     @property
     def payload_bytes(self) -> int:
         """What the coder made, without the frame around it."""
         return sum(len(tensor.payload) for tensor in self.tensors)
+
+
+_TRACE = struct.Struct(">QQQB")
+
+
+def pack_trace(trace_id: int, span_id: int, flags: int) -> bytes:
+    """What W3C Trace Context's `traceparent` says, in 25 bytes: trace (16), span (8) and flags (1)."""
+    return _TRACE.pack(trace_id >> 64, trace_id & (1 << 64) - 1, span_id, flags)
+
+
+def unpack_trace(trace: bytes) -> tuple[int, int, int] | None:
+    """Trace, span and flags; None where a stranger's bytes are no trace context."""
+    if len(trace) != _TRACE.size:
+        return None
+    high, low, span_id, flags = _TRACE.unpack(trace)
+    return (high << 64 | low, span_id, flags) if (high or low) and span_id else None
 
 
 def checksum(cut: int, quality: int, symbols: Sequence[Symbols]) -> int:

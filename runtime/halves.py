@@ -98,20 +98,43 @@ class Head:
 
 
 class Tail:
-    """The server's graph of one cut."""
+    """A graph of the server's for one cut: the cut's own tail, or a further one."""
 
-    def __init__(self, bundle: Bundle, cut: Cut, options: SessionOptions | None = None, *, golden: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        cut: Cut,
+        options: SessionOptions | None = None,
+        *,
+        golden: bool = True,
+        name: str | None = None,
+    ) -> None:
         """Load the graph and try it on the golden symbols.
+
+        Args:
+            bundle: its server half at least.
+            cut: one of its cuts.
+            options: how to run the graph.
+            golden: whether to try it.
+            name: which of `cut.tail_names`; the cut's own where none is given.
 
         Raises:
             BundleError: ONNX Runtime refuses the graph.
             GoldenError: this machine does not give the answers that the bundle was made with.
+            QualityError: no such tail.
         """
         self.cut = cut
         self.batched = bundle.manifest.batched
-        self._session = open_session(bundle.file(cut.tail), options)
+        graph, self._outputs, files = cut.tail, cut.tail_outputs, [cut.golden_tail]
+        if name is not None and name != cut.tail_name:
+            cut.check_tails([name])
+            further = cut.further_tails[name]
+            graph, self._outputs = further.graph, tuple(output.tensor.name for output in further.outputs)
+            files.append(further.golden)
+        self._back = len(cut.back) if graph == cut.tail else 0
+        self._session = open_session(bundle.file(graph), options)
         if golden:
-            self._check_golden(bundle)
+            self._check_golden({key: array for file in files for key, array in load_arrays(bundle, file).items()})
 
     def run(self, frames: Sequence[Sequence[Symbols]], qualities: Sequence[int]) -> list[dict[str, Array]]:
         """Run several frames as one batch, or one after the other where the model takes no batch.
@@ -121,7 +144,7 @@ class Tail:
             qualities: each frame's quality.
 
         Returns:
-            For each frame, its `cut.tail_outputs` without a batch axis.
+            For each frame, the tail's outputs by name, without a batch axis.
 
         Raises:
             ShapeError: the graph refuses the symbols.
@@ -137,18 +160,17 @@ class Tail:
         if self.cut.quality_input is not None:
             feed[self.cut.quality_input] = np.array(qualities, np.int32)
         try:
-            results = self._session.run(self.cut.tail_outputs, feed)
+            results = self._session.run(self._outputs, feed)
         except graph_errors() as error:
             raise ShapeError(f"the tail refuses these symbols: {error}") from error
-        return dict(zip(self.cut.tail_outputs, results, strict=True))
+        return dict(zip(self._outputs, results, strict=True))
 
-    def _check_golden(self, bundle: Bundle) -> None:
-        golden = load_arrays(bundle, self.cut.golden_tail)
+    def _check_golden(self, golden: Mapping[str, Array]) -> None:
         for quality in range(len(self.cut.qualities)):
             symbols = [golden[f"symbols/{quality}/{i}"] for i in range(len(self.cut.crossing))]
             answer = self.run([symbols], [quality])[0]
-            for i, name in enumerate(self.cut.tail_outputs):
-                if i < len(self.cut.back):
+            for i, name in enumerate(self._outputs):
+                if i < self._back:
                     _compare_symbols(answer[name], golden[f"output/{quality}/{i}"], self.cut, quality)
                 else:
                     _compare_output(answer[name], golden[f"output/{quality}/{i}"], name, quality)

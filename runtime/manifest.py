@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from .errors import BundleError, QualityError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+MAX_TAIL_NAME = 100
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -89,6 +91,30 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One output of the model, or of a further tail."""
+
+    tensor: TensorSpec
+    kind: Literal["logits", "probabilities", "scores", "tensor"] = "tensor"
+    """`logits` and `probabilities` are a classifier's; `scores` are too, on a scale of their own; `tensor` is anything
+    else."""
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherTail:
+    """Another answer to a cut's symbols, as a mask beside a class; its graph takes what the cut's own tail takes."""
+
+    graph: str
+    """File name of the graph; the server's."""
+    outputs: tuple[OutputSpec, ...]
+    """What it answers with: outputs of the graph, by name. They are its own, and not among the manifest's."""
+    golden: str
+    """File of its answers to the symbols in the cut's `golden_tail`: `output/<quality>/<i>`, `i` counting `outputs`."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, where it is a classifier."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """A way to split the model: two graphs and what crosses between them."""
 
@@ -125,6 +151,25 @@ class Cut:
     """File of what goes into `final` and comes out of it."""
     symbols_exact: bool = True
     """Without the quantiser, tail(head(x)) was bit for bit model(x) on the machine that cut it."""
+    tail_name: str = "main"
+    """What the tail above is asked for by."""
+    further_tails: dict[str, FurtherTail] = field(default_factory=dict)
+    """More tails for the same symbols, by the names that they are asked for by."""
+
+    @property
+    def tail_names(self) -> tuple[str, ...]:
+        """All tails that a frame of this cut can be answered by, the cut's own first."""
+        return (self.tail_name, *self.further_tails)
+
+    def check_tails(self, names: Iterable[str]) -> None:
+        """Refuse a tail that this cut does not have.
+
+        Raises:
+            QualityError: naming those that there are.
+        """
+        for name in names:
+            if name not in self.tail_names:
+                raise QualityError(f"tail {name!r} is unknown; cut {self.name!r} has {', '.join(self.tail_names)}")
 
     @property
     def three_way(self) -> bool:
@@ -166,16 +211,6 @@ class Preprocess:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputSpec:
-    """One output of the model."""
-
-    tensor: TensorSpec
-    kind: Literal["logits", "probabilities", "scores", "tensor"] = "tensor"
-    """`logits` and `probabilities` are a classifier's; `scores` are too, on a scale of their own; `tensor` is anything
-    else."""
-
-
-@dataclass(frozen=True, slots=True)
 class FileEntry:
     """A file of the bundle, and who needs it."""
 
@@ -205,6 +240,8 @@ class Manifest:
     """File name of the coder tables, where there are any."""
     local: str | None = None
     """File name of the whole model for the device, where the bundle carries it."""
+    model: Digest | None = None
+    """sha256 of the uncut model as it was loaded, weights included: bundles of one model have the same."""
 
     def cut(self, name: str | None = None) -> tuple[int, Cut]:
         """A cut by name, or the first: its index and itself.
@@ -249,6 +286,7 @@ def _check(manifest: Manifest) -> None:
         if not name or path.is_absolute() or ".." in path.parts or "\\" in name or name == MANIFEST or "\0" in name:
             raise ValueError(f"the file name {name!r} is not allowed")
     named = [f for cut in manifest.cuts for f in (cut.head, cut.tail, cut.golden_head, cut.golden_tail)]
+    named += [f for cut in manifest.cuts for tail in cut.further_tails.values() for f in (tail.graph, tail.golden)]
     optional = [manifest.tables, manifest.local, *(f for cut in manifest.cuts for f in (cut.final, cut.golden_final))]
     for name in [*named, *filter(None, optional)]:
         if name not in manifest.files:
@@ -264,6 +302,10 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"cut {cut.name!r} is three-way by half: back, final and golden_final go together")
         if tuple(tensor.symbols.name for tensor in cut.back) != cut.tail_outputs[: len(cut.back)]:
             raise ValueError(f"cut {cut.name!r}: what comes back is not the first of what the tail answers")
+        if cut.tail_name in cut.further_tails:
+            raise ValueError(f"cut {cut.name!r} has two tails of the name {cut.tail_name!r}")
+        if any(not name or len(name) > MAX_TAIL_NAME for name in cut.tail_names):
+            raise ValueError(f"cut {cut.name!r}: a tail's name has 1 to {MAX_TAIL_NAME} characters")
 
 
 def _check_crossing(cut: Cut, tensor: CrossingTensor) -> None:

@@ -12,6 +12,7 @@ from .errors import BundleError, MissingDependencyError, UsageError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+OPTIMISED = "optimised.onnx"
 _OPTIMISATION = ("disabled", "basic", "extended", "all")
 
 
@@ -27,6 +28,9 @@ class SessionOptions:
     """Graph optimisation: `disabled`, `basic`, `extended` or `all`."""
     quiet: bool = False
     """Keep ONNX Runtime's own error log off the terminal, where a refusal is expected and handled."""
+    trace: Path | None = None
+    """Folder for ONNX Runtime's profile of every node (`end_profiling` writes it) and for `optimised.onnx`, the graph
+    that the profile speaks of."""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -88,6 +92,10 @@ def open_session(
     )[_OPTIMISATION.index(options.optimisation)]
     # Errors alone: the optimiser's warnings are no business of who runs a bundle.
     settings.log_severity_level = 4 if options.quiet else 3
+    if options.trace is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(options.trace / "nodes")
+        settings.optimized_model_filepath = str(options.trace / OPTIMISED)
     if folder is not None:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     source = path if isinstance(path, bytes) else str(path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 
 from ..protos import split_pb2 as pb
-from .answer import DEFAULT_TOP, Array, Form, Reply, ServerTiming, TopClass, Wanted
+from .answer import DEFAULT_TOP, Array, Form, Reply, ServerTiming, TailAnswer, TopClass, Wanted
 from .errors import FrameError, NarrowsError, OverloadedError, from_code
 from .frame import CodedTensor, Frame, Mode
 
@@ -25,6 +27,7 @@ def frame_to_wire(frame: Frame) -> pb.Frame:
         checksum=frame.checksum,
         deadline_ms=min(frame.deadline_ms, _UINT32_MAX),
         tensors=[pb.CodedTensor(payload=tensor.payload, shape=tensor.shape) for tensor in frame.tensors],
+        trace=frame.trace,
     )
 
 
@@ -47,22 +50,24 @@ def frame_from_wire(message: pb.Frame) -> Frame:
         tensors=tuple(CodedTensor(tensor.payload, tuple(tensor.shape)) for tensor in message.tensors),
         deadline_ms=message.deadline_ms,
         mode=mode,
+        trace=message.trace,
     )
 
 
 def wanted_to_wire(wanted: Wanted) -> pb.Answer:
     """The form of answer as a message."""
-    return pb.Answer(form=pb.Answer.TOP if wanted.form is Form.TOP else pb.Answer.TENSORS, top=wanted.top)
+    form = pb.Answer.TOP if wanted.form is Form.TOP else pb.Answer.TENSORS
+    return pb.Answer(form=form, top=wanted.top, tails=wanted.tails)
 
 
 def wanted_from_wire(message: pb.Answer) -> Wanted:
     """The form of answer that a device asked for; zero classes mean the usual five.
 
     Raises:
-        UsageError: an absurd number of classes.
+        UsageError: an absurd number of classes or of tails, or a tail twice.
     """
     form = Form.TOP if message.form == pb.Answer.TOP else Form.TENSORS
-    return Wanted(form, message.top or DEFAULT_TOP)
+    return Wanted(form, message.top or DEFAULT_TOP, tuple(message.tails))
 
 
 def reply_to_wire(reply: Reply) -> pb.Outcome:
@@ -70,14 +75,18 @@ def reply_to_wire(reply: Reply) -> pb.Outcome:
     timing = reply.timing
     message = pb.Outcome(
         id=reply.id,
-        outputs=[_tensor_to_wire(name, array) for name, array in reply.outputs.items()],
-        top=[pb.TopClass(index=best.index, score=best.score) for best in reply.top],
+        outputs=_tensors_to_wire(reply.outputs),
+        top=_top_to_wire(reply.top),
         timing=pb.Timing(
             queue_us=_micro(timing.queue_ms),
             decode_us=_micro(timing.decode_ms),
             tail_us=_micro(timing.tail_ms),
             batch=timing.batch,
         ),
+        further=[
+            pb.TailAnswer(tail=tail, outputs=_tensors_to_wire(answer.outputs), top=_top_to_wire(answer.top))
+            for tail, answer in reply.further.items()
+        ],
     )
     if reply.error is not None:
         message.error.CopyFrom(error_to_wire(reply.error))
@@ -93,10 +102,14 @@ def reply_from_wire(message: pb.Outcome) -> Reply:
     timing = message.timing
     return Reply(
         id=message.id,
-        outputs={tensor.name: _tensor_from_wire(tensor) for tensor in message.outputs},
-        top=tuple(TopClass(best.index, best.score) for best in message.top),
+        outputs=_tensors_from_wire(message.outputs),
+        top=_top_from_wire(message.top),
         error=error_from_wire(message.error) if message.HasField("error") else None,
         timing=ServerTiming(timing.queue_us / _MICRO, timing.decode_us / _MICRO, timing.tail_us / _MICRO, timing.batch),
+        further={
+            answer.tail: TailAnswer(_tensors_from_wire(answer.outputs), _top_from_wire(answer.top))
+            for answer in message.further
+        },
     )
 
 
@@ -112,6 +125,22 @@ def error_from_wire(message: pb.Error) -> NarrowsError:
     if isinstance(error, OverloadedError):
         error.retry_ms = message.retry_ms
     return error
+
+
+def _tensors_to_wire(outputs: Mapping[str, Array]) -> list[pb.Tensor]:
+    return [_tensor_to_wire(name, array) for name, array in outputs.items()]
+
+
+def _tensors_from_wire(messages: Iterable[pb.Tensor]) -> dict[str, Array]:
+    return {message.name: _tensor_from_wire(message) for message in messages}
+
+
+def _top_to_wire(top: Iterable[TopClass]) -> list[pb.TopClass]:
+    return [pb.TopClass(index=best.index, score=best.score) for best in top]
+
+
+def _top_from_wire(messages: Iterable[pb.TopClass]) -> tuple[TopClass, ...]:
+    return tuple(TopClass(best.index, best.score) for best in messages)
 
 
 def _tensor_to_wire(name: str, array: Array) -> pb.Tensor:

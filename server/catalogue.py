@@ -17,8 +17,8 @@ class Served:
     """A model and its batchers."""
 
     model: Model
-    tails: tuple[Batcher, ...]
-    """One for each cut."""
+    tails: tuple[dict[str, Batcher], ...]
+    """For each cut, one for each of its tails, the cut's own first."""
     whole: Batcher | None = None
     """For the uncut model, where the bundle brings it."""
     users: int = 0
@@ -29,7 +29,8 @@ class Served:
     @property
     def batchers(self) -> tuple[Batcher, ...]:
         """All of them."""
-        return self.tails if self.whole is None else (*self.tails, self.whole)
+        tails = [batcher for cut in self.tails for batcher in cut.values()]
+        return (*tails, *filter(None, [self.whole]))
 
     def close(self) -> None:
         """End the batchers' threads; blocks until they have finished what is queued."""

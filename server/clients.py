@@ -30,6 +30,8 @@ class Client:
     """The models it may use; None for all."""
     trace: str = ""
     """The `traceparent` that its call came with."""
+    request: str = ""
+    """Id of its call, as it stands in the log."""
 
     def may_use(self, model: str) -> bool:
         """Whether a model is among its own."""

@@ -6,19 +6,24 @@ Everything in this module runs on one event loop; decoding and graphs run on the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_classes, classifier
 from ..runtime.errors import DrainingError, FrameError, FrameTooLargeError, NarrowsError, QualityError
 from ..runtime.frame import Frame, Limits, Mode
-from ..runtime.manifest import Manifest
+from ..runtime.manifest import OutputSpec
 from .batcher import Batcher, BatchOptions
 from .catalogue import Catalogue, Served
 from .clients import Client, ClientLimits, Holdings
+from .fan import Fan
 from .job import Finished, Job
-from .repository import Loaded, Model
+from .repository import WHOLE, Loaded, Model
 from .tally import Observer
+
+Taken = Job | Fan
+"""A frame that has no outcome yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class DataPlane:
 
     def submit(
         self, served: Served, frame: Frame, wanted: Wanted, client: Client, done: Callable[[Reply], None]
-    ) -> Job:
+    ) -> Taken:
         """Take a frame in.
 
         Args:
@@ -71,22 +76,53 @@ class DataPlane:
                 this method has returned.
 
         Returns:
-            The job, for `cancel`.
+            What was taken in, for `cancel`.
 
         Raises:
             FrameTooLargeError: more bytes than the cap; found before anything is queued or decoded.
-            QualityError: a cut that the bundle does not have.
+            QualityError: a cut or a tail that the bundle does not have.
             OverloadedError: no room in the queue, or too many bytes in flight.
             DrainingError: the server is going down.
         """
         try:
-            return self._submit(served, Job(frame, wanted, client, done, frame.payload_bytes, served.model.name))
+            tails = self._find(served, frame, wanted)
+            if len(tails) == 1:
+                (batcher,) = tails.values()
+                return self._submit(Job(frame, wanted, client, done, frame.payload_bytes, batcher))
+            return self._submit_fan(frame, wanted, client, done, tails)
         except NarrowsError as error:
             for observer in self.observers:
                 observer.refused(served.model.name, error)
             raise
 
-    def _submit(self, served: Served, job: Job) -> Job:
+    def _submit_fan(
+        self,
+        frame: Frame,
+        wanted: Wanted,
+        client: Client,
+        done: Callable[[Reply], None],
+        tails: Mapping[str, Batcher],
+    ) -> Fan:
+        """One frame into the queues of several tails, or into none."""
+        fan = Fan(tuple(tails), done)
+        size = frame.payload_bytes
+        try:
+            for name, batcher in tails.items():
+                part = partial(self._part_done, fan, name)
+                fan.jobs[name] = self._submit(Job(frame, wanted, client, part, size, batcher, shared=fan.shared))
+                size = 0  # the bytes are there once
+        except BaseException:
+            self.cancel(fan)
+            raise
+        return fan
+
+    def _part_done(self, fan: Fan, tail: str, reply: Reply) -> None:
+        outcome = fan.take(tail, reply)
+        if outcome is not None:
+            self.cancel(fan)  # those that are left, after an error
+            fan.done(outcome)
+
+    def _submit(self, job: Job) -> Job:
         if self.draining:
             raise DrainingError("the server is going down and takes no new frame; connect again")
         if job.size > self.limits.max_frame_bytes:
@@ -94,24 +130,23 @@ class DataPlane:
                 f"a frame of {job.size} bytes, where {self.limits.max_frame_bytes} are allowed; "
                 "lower the quality, or raise the server's limit"
             )
-        batcher = self._find(served, job.frame)
-        job.route = batcher.name
         self.holdings.take(job.client, job.size)
         self._in_flight += 1
         self._idle.clear()
         try:
-            displaced = batcher.submit(job)
+            displaced = job.batcher.submit(job)
         except BaseException:
             self._release(job)
             raise
         if displaced is not None:
-            self._finish(displaced, Reply(displaced.frame.id, error=batcher.overloaded()))
+            self._finish(displaced, Reply(displaced.frame.id, error=job.batcher.overloaded()))
         return job
 
-    def cancel(self, served: Served, job: Job) -> None:
+    def cancel(self, taken: Taken) -> None:
         """Forget a frame whose sender is gone."""
-        self._find(served, job.frame).cancel(job)
-        self._release(job)
+        for job in (taken,) if isinstance(taken, Job) else taken:
+            job.batcher.cancel(job)
+            self._release(job)
 
     async def infer(self, served: Served, frame: Frame, wanted: Wanted, client: Client) -> Reply:
         """One frame, one reply. Cancelling the caller cancels the frame.
@@ -130,7 +165,7 @@ class DataPlane:
         Raises:
             NarrowsError: as `submit`, for any of them; what goes wrong later stands in the replies.
         """
-        waiting: list[tuple[Job, asyncio.Future[Reply]]] = []
+        waiting: list[tuple[Taken, asyncio.Future[Reply]]] = []
         with self.catalogue.using(served):
             try:
                 for frame in frames:
@@ -138,9 +173,9 @@ class DataPlane:
                     waiting.append((self.submit(served, frame, wanted, client, reply.set_result), reply))
                 return [await reply for _, reply in waiting]
             finally:
-                for job, reply in waiting:
+                for taken, reply in waiting:
                     if reply.cancelled() or not reply.done():
-                        self.cancel(served, job)
+                        self.cancel(taken)
 
     async def idle(self) -> None:
         """Wait until nothing that was taken in is without its outcome."""
@@ -156,26 +191,31 @@ class DataPlane:
         if not self._in_flight:
             self._idle.set()
 
-    def _find(self, served: Served, frame: Frame) -> Batcher:
+    def _find(self, served: Served, frame: Frame, wanted: Wanted) -> Mapping[str, Batcher]:
+        """Where a frame queues, by the names of the tails that are to answer it."""
         name = served.model.name
         if frame.mode is not Mode.SPLIT:
             if served.whole is None:
                 raise FrameError(f"bundle {name!r} does not bring its whole model here; send split frames")
-            return served.whole
+            own = {cut.tail_name for cut in served.model.bundle.manifest.cuts}
+            if not own.issuperset(wanted.tails):
+                raise FrameError("the whole model answers for a cut's own tail alone; send split frames for others")
+            return {WHOLE: served.whole}
         try:
-            return served.tails[frame.cut]
+            tails = served.tails[frame.cut]
         except IndexError:
             raise QualityError(f"cut {frame.cut} is unknown; bundle {name!r} has 0…{len(served.tails) - 1}") from None
+        cut = served.model.bundle.manifest.cuts[frame.cut]
+        cut.check_tails(wanted.tails)
+        return {tail: tails[tail] for tail in wanted.tails or (cut.tail_name,)}
 
     def _serve(self, model: Model) -> Served:
-        shape = _Shaper(model.bundle.manifest)
-
         def batcher(one: Loaded) -> Batcher:
-            name = f"{model.name}/{one.name}"
+            name, shape = f"{model.name}/{one.name}", _Shaper(one.outputs)
             return Batcher(name, one.engine, shape, self._hand_over, self._batch, cost=one.cost)
 
-        whole = batcher(model.whole) if model.whole else None
-        return Served(model, tuple(map(batcher, model.tails)), whole)
+        tails = tuple({name: batcher(one) for name, one in cut.items()} for cut in model.tails)
+        return Served(model, tails, batcher(model.whole) if model.whole else None)
 
     def _hand_over(self, finished: Finished) -> None:
         """From a worker to the event loop: one wake-up for the whole batch."""
@@ -196,8 +236,8 @@ class DataPlane:
 class _Shaper:
     """Brings outputs into the form that was asked for."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._classifier = classifier(manifest)
+    def __init__(self, outputs: Sequence[OutputSpec]) -> None:
+        self._classifier = classifier(outputs)
 
     def __call__(self, frame: Frame, wanted: Wanted, outputs: dict[str, Array], timing: ServerTiming) -> Reply:
         best = self._classifier

@@ -22,7 +22,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import BundleError, NarrowsError
 from ..runtime.frame import FrameCodec, Limits, frame_codecs
 from ..runtime.halves import Tail, load_arrays
-from ..runtime.manifest import MANIFEST, Half
+from ..runtime.manifest import MANIFEST, Half, OutputSpec
 from ..runtime.session import SessionOptions
 from .batcher import BatchOptions
 from .cost import BatchCost
@@ -41,9 +41,11 @@ class Loaded:
     """A graph that is ready to run, and what its runs cost here."""
 
     name: str
-    """The cut's name, or `WHOLE`."""
+    """The cut's name, and behind a slash that of a further tail; or `WHOLE`."""
     engine: Engine
     cost: BatchCost
+    outputs: tuple[OutputSpec, ...]
+    """What it may answer with."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Model:
     """A bundle whose tails are loaded and have reproduced their golden vectors on this machine."""
 
     bundle: Bundle
-    tails: tuple[Loaded, ...]
-    """One for each cut, in the order of the manifest."""
+    tails: tuple[dict[str, Loaded], ...]
+    """For each cut, in the order of the manifest, its tails by name."""
     whole: Loaded | None
     """The uncut model, where the bundle brings it to the server."""
     head: HeadArchive | None
@@ -88,23 +90,30 @@ class Loader:
             GoldenError: this machine does not give the answers that the bundle was made with.
         """
         bundle = _open(path)
-        tails = [self._tail(bundle, codec) for codec in frame_codecs(bundle, self.limits)]
+        tails = tuple(self._tails(bundle, codec) for codec in frame_codecs(bundle, self.limits))
         whole = self._whole(bundle) if has_whole(bundle.manifest) else None
         head = self.heads.make(bundle) if Half.DEVICE in bundle.halves else None
-        best = ", ".join(f"{one.name}: {one.cost.best_batch}" for one in (*tails, *filter(None, [whole])))
+        graphs = [*(one for cut in tails for one in cut.values()), *filter(None, [whole])]
+        best = ", ".join(f"{one.name}: {one.cost.best_batch}" for one in graphs)
         _log.info("model %s is loaded: bundle %s, best batch sizes: %s", bundle.manifest.name, bundle.digest, best)
-        return Model(bundle, tuple(tails), whole, head, path)
+        return Model(bundle, tails, whole, head, path)
 
-    def _tail(self, bundle: Bundle, codec: FrameCodec) -> Loaded:
+    def _tails(self, bundle: Bundle, codec: FrameCodec) -> dict[str, Loaded]:
         cut = codec.cut
-        engine = SplitEngine(codec, Tail(bundle, cut, self.session))
         golden = load_arrays(bundle, cut.golden_tail)
         sample = Prepared(tuple(golden[f"symbols/0/{i}"] for i in range(len(cut.crossing))), 0)
-        return Loaded(cut.name, engine, self._learned(engine, sample))
+        tails = {}
+        for name in cut.tail_names:
+            engine = SplitEngine(codec, Tail(bundle, cut, self.session, name=name))
+            further = cut.further_tails.get(name)
+            label = cut.name if further is None else f"{cut.name}/{name}"
+            outputs = bundle.manifest.outputs if further is None else further.outputs
+            tails[name] = Loaded(label, engine, self._learned(engine, sample), outputs)
+        return tails
 
     def _whole(self, bundle: Bundle) -> Loaded:
         engine = WholeEngine(bundle, self.limits, self.session)
-        return Loaded(WHOLE, engine, self._learned(engine, engine.sample()))
+        return Loaded(WHOLE, engine, self._learned(engine, engine.sample()), bundle.manifest.outputs)
 
     def _learned(self, engine: Engine, sample: Prepared | None) -> BatchCost:
         cost = BatchCost(self.batch.max_batch, self.batch.max_run_s)

@@ -17,6 +17,7 @@ from ..runtime.errors import DeadlineError, InternalError, NarrowsError
 from ..runtime.frame import Frame
 from .engine import Engine, Prepared
 from .job import Finished, Job
+from .logs import fields
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,10 @@ class BatchRunner:
     def _prepare(self, job: Job) -> _Ready:
         start_s = time.monotonic()
         _check_deadline(job, start_s)
-        prepared = self._engine.prepare(job.frame)
+        if job.shared is None:
+            prepared = self._engine.prepare(job.frame)
+        else:
+            prepared = job.shared.prepare(self._engine, job.frame)
         return _Ready(job, prepared, start_s, time.monotonic())
 
     def _run(self, batch: list[_Ready]) -> Finished:
@@ -121,5 +125,8 @@ def _late(job: Job, now_s: float) -> DeadlineError:
 
 def _internal(job: Job) -> Reply:
     # A graph or a coder may raise anything at all: that costs the frame and not the worker, which serves everybody.
-    _log.exception("frame %d of client %s failed in a way that has no error of its own", job.frame.id, job.client.name)
-    return Reply(job.frame.id, error=InternalError("the server failed on this frame; its log says why"))
+    known = job.client.request
+    facts = {"request": known, **fields(client=job.client.name, route=job.route, frame=job.frame.id)}
+    _log.exception("a frame failed in a way that has no error of its own", extra=facts)
+    text = f"the server failed on this frame; its log says why, at request {known or 'unknown'}"
+    return Reply(job.frame.id, error=InternalError(text))

@@ -14,6 +14,7 @@ import grpc.aio
 
 from ..runtime.errors import NarrowsError, UsageError
 from .clients import Client, TokenFile, caller
+from .logs import SENT_KEY, new_request, request
 from .status import Context, abort
 
 _log = logging.getLogger(__name__)
@@ -116,11 +117,12 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Find the token's owner, or answer in the handler's place."""
+        """Give the call an id, and find the token's owner, or answer in the handler's place."""
         handler = await continuation(handler_call_details)
+        metadata = dict(handler_call_details.invocation_metadata)
+        request.set(new_request(metadata.get(SENT_KEY)))
         if self._tokens is None or handler_call_details.method.startswith(OPEN_METHODS):
             return handler
-        metadata = dict(handler_call_details.invocation_metadata)
         try:
             caller.set(self._tokens.identify(str(metadata.get("authorization", ""))))
         except NarrowsError as error:
@@ -134,9 +136,10 @@ def client_of(context: Context) -> Client:
     traceparent = sent if isinstance(sent, str) else ""
     known = caller.get(None)
     if known is not None:
-        return replace(known, trace=traceparent)
+        return replace(known, trace=traceparent, request=request.get())
     names = list(context.auth_context().get("x509_common_name", ()))
-    return Client(names[0].decode(errors="replace") if names else context.peer(), trace=traceparent)
+    name = names[0].decode(errors="replace") if names else context.peer()
+    return Client(name, trace=traceparent, request=request.get())
 
 
 def _refusal(handler: grpc.RpcMethodHandler[Any, Any] | None, error: NarrowsError) -> grpc.RpcMethodHandler[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,9 +21,11 @@ from ..runtime.errors import BundleError, DrainingError
 from ..runtime.manifest import Cut
 from ..runtime.version import VERSION
 from ..runtime.wire import frame_from_wire, reply_to_wire, wanted_from_wire
+from .clients import Client
 from .heads import HeadArchive
 from .health import SERVICE_NAME as HEALTH
 from .health import Health
+from .logs import fields
 from .oip import OpenInference
 from .plane import DataPlane
 from .repository import Model
@@ -94,7 +97,7 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
                 stream = await DeviceStream.open(self._plane, context, client)
                 if self._plane.draining:
                     raise DrainingError("the server is going down; connect again, elsewhere or later")
-                with self._counted(stream), self._plane.catalogue.using(stream.served):
+                with self._counted(stream), self._plane.catalogue.using(stream.served), _told(client, stream):
                     await stream.serve(self._max_stream_s)
 
     async def drain(self) -> None:
@@ -115,6 +118,19 @@ class SplitService(split_pb2_grpc.SplitInferenceServicer):
             self._streams.discard(stream)
             if not self._streams:
                 self._idle.set()
+
+
+@contextmanager
+def _told(client: Client, stream: DeviceStream) -> Iterator[None]:
+    """Tell the log of a stream: when it begins, and what came of it."""
+    begun_s = time.monotonic()
+    facts = {"client": client.name, "model": stream.served.model.name, "bundle": stream.served.model.digest[:12]}
+    _log.info("a stream begins", extra=fields(**facts))
+    try:
+        yield
+    finally:
+        seconds = round(time.monotonic() - begun_s, 3)
+        _log.info("a stream ends", extra=fields(**facts, frames=stream.frames, seconds=seconds))
 
 
 def add_services(server: grpc.aio.Server, service: SplitService, open_inference: OpenInference, health: Health) -> None:
@@ -143,4 +159,4 @@ def _describe_cut(cut: Cut) -> pb.CutDescription:
         )
         for quality in cut.qualities
     ]
-    return pb.CutDescription(name=cut.name, qualities=qualities)
+    return pb.CutDescription(name=cut.name, qualities=qualities, tails=cut.tail_names)

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from ..runtime.errors import InternalError, NarrowsError, OverloadedError
+from .logs import REQUEST_KEY, fields, request
 
 _log = logging.getLogger(__name__)
 
@@ -38,12 +39,13 @@ async def ending(context: Context) -> AsyncIterator[None]:
 def public(error: Exception) -> InternalError:
     """What strangers are told of an error that has no class of its own; the log is told everything."""
     _log.error("a call failed in a way that has no error of its own", exc_info=error)
-    return InternalError("the server failed on this; its log says why")
+    return InternalError(f"the server failed on this; its log says why, at request {request.get() or 'unknown'}")
 
 
 async def abort(context: Context, error: NarrowsError) -> NoReturn:
     """End a call with an error: its status, its public text, and its stable code beside them."""
-    trailing = [(CODE_KEY, error.code)]
+    trailing = [(CODE_KEY, error.code), (REQUEST_KEY, request.get())]
+    _log.info("a call ends in an error", extra=fields(code=error.code, text=str(error)))
     if isinstance(error, OverloadedError) and error.retry_ms:
         trailing.append((PUSHBACK_KEY, str(error.retry_ms)))
     await context.abort(grpc.StatusCode[error.grpc_status], str(error), trailing_metadata=tuple(trailing))

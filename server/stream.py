@@ -17,8 +17,7 @@ from ..runtime.version import VERSION
 from ..runtime.wire import PROTOCOL, frame_from_wire, reply_to_wire, wanted_from_wire
 from .catalogue import Served
 from .clients import Client
-from .job import Job
-from .plane import DataPlane
+from .plane import DataPlane, Taken
 from .status import Context, public
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # not in the stubs
@@ -40,12 +39,14 @@ class DeviceStream:
         self._client = client
         self.served = served
         self._wanted = wanted_from_wire(hello.answer)
-        self._pending: dict[int, Job] = {}
+        self._pending: dict[int, Taken] = {}
         self._outbox: deque[pb.ServerMessage] = deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._leaving = False
         self._lingered = False
+        self.frames = 0
+        """That came in so far."""
         limits = plane.limits
         self._send(
             welcome=pb.Welcome(
@@ -94,8 +95,8 @@ class DeviceStream:
             if ageing is not None:
                 ageing.cancel()
             reader.cancel()
-            for job in self._pending.values():
-                self._plane.cancel(self.served, job)
+            for taken in self._pending.values():
+                self._plane.cancel(taken)
 
     def drain(self) -> None:
         """Tell the device in-band, and end the stream once its frames are answered and it had time to half-close."""
@@ -129,6 +130,7 @@ class DeviceStream:
             await self._wake.wait()
 
     def _take(self, message: pb.Frame) -> None:
+        self.frames += 1
         try:
             if self._leaving:
                 raise DrainingError("this stream is about to end and takes no new frame; connect again")

@@ -106,8 +106,14 @@ def _rate(recent: Sequence[_Seen], now: float) -> float:
 def _model(served: Served) -> dict[str, object]:
     model = served.model
     cuts = [
-        {"name": cut.name, "qualities": len(cut.qualities), "queued": len(batcher), "best_batch": batcher.best_batch}
-        for cut, batcher in zip(model.bundle.manifest.cuts, served.tails, strict=True)
+        {
+            "name": batcher.name.removeprefix(f"{model.name}/"),
+            "qualities": len(cut.qualities),
+            "queued": len(batcher),
+            "best_batch": batcher.best_batch,
+        }
+        for cut, tails in zip(model.bundle.manifest.cuts, served.tails, strict=True)
+        for batcher in tails.values()
     ]
     return {
         "name": model.name,

@@ -1,7 +1,8 @@
-"""OpenTelemetry spans of frames on the server, under the trace that their stream or call was opened with.
+"""OpenTelemetry spans of frames on the server, under the span that the frame has on its device.
 
 The spans go to the process's tracer provider: run the server under `opentelemetry-instrument`, or set a provider up
-before `serve`. A device that sends `traceparent` (W3C Trace Context) with a call finds the server's spans in its trace.
+before `serve`. A device whose program traces sends its span with every frame (`Frame.trace`); other clients may open
+a call or a stream with `traceparent` (W3C Trace Context).
 Times of a span are this machine's; what a trace shows side by side was never subtracted across machines.
 """
 
@@ -11,11 +12,13 @@ import time
 from collections.abc import Iterator
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Status, StatusCode, Tracer, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from ..runtime.answer import Reply, ServerTiming
 from ..runtime.errors import NarrowsError
+from ..runtime.frame import unpack_trace
 from ..runtime.version import VERSION
 from .job import Job
 
@@ -34,13 +37,14 @@ class Tracing:
         """Make the spans of a frame, after the fact: nothing is measured twice."""
         end_ns = time.time_ns()
         start_ns = end_ns - round((time.monotonic() - job.taken_s) * _NS)
-        parent = _propagator.extract({"traceparent": job.client.trace}) if job.client.trace else None
+        parent = _parent(job)
         attributes: dict[str, str | int] = {
             "narrows.route": job.route,
             "narrows.frame": job.frame.id,
             "narrows.quality": job.frame.quality,
             "narrows.payload_bytes": job.size,
             "narrows.client": job.client.name,
+            "narrows.request": job.client.request,
             "narrows.batch": reply.timing.batch,
         }
         kind = trace.SpanKind.SERVER
@@ -55,6 +59,16 @@ class Tracing:
 
     def refused(self, model: str, error: NarrowsError) -> None:
         """A refusal is over at once: the metrics count it."""
+
+
+def _parent(job: Job) -> Context | None:
+    """The frame's own span on the device; else that of its stream or call, where it brought one."""
+    known = unpack_trace(job.frame.trace)
+    if known is not None:
+        trace_id, span_id, flags = known
+        context = trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=trace.TraceFlags(flags))
+        return trace.set_span_in_context(trace.NonRecordingSpan(context))
+    return _propagator.extract({"traceparent": job.client.trace}) if job.client.trace else None
 
 
 def _stages(start_ns: int, timing: ServerTiming) -> Iterator[tuple[str, int, int]]:

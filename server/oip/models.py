@@ -5,7 +5,8 @@ Each bundle shows up as one or two models:
     NAME         the uncut model, where the bundle brings it: the model's own inputs and outputs
     NAME.split   its tails: one input, `FRAME`, a BYTES tensor `[batch, 1]` whose every element is one serialised
                  `narrows.v1.InferRequest` (the bundle's digest stands in it, so halves cannot be mixed); the outputs
-                 are those that the cut of the frames leaves to the tail
+                 are those that the cut of the frames leaves to the tail; an output of a further tail is `TAIL/OUTPUT`,
+                 and runs where it is asked for
 
 A version is the name of the bundle's folder or archive, or its digest; none means the current one.
 """
@@ -20,9 +21,10 @@ from google.protobuf.message import DecodeError
 
 from ...protos import oip_pb2 as pb
 from ...protos import split_pb2
+from ...runtime.answer import Reply
 from ...runtime.errors import FrameError, ModelNotFoundError, ShapeError
 from ...runtime.frame import CodedTensor, Frame, Mode, whole_frame
-from ...runtime.manifest import Manifest, TensorSpec
+from ...runtime.manifest import Cut, Manifest, TensorSpec
 from ...runtime.wire import frame_from_wire
 from ..catalogue import Catalogue, Served
 from ..clients import Client
@@ -66,6 +68,34 @@ class OipModel:
             return list(self._split_frames(inputs, deadline_ms))
         return list(self._whole_frames(inputs, deadline_ms))
 
+    def tails(self, frames: Sequence[Frame], outputs: Sequence[str]) -> tuple[str, ...]:
+        """The tails that the requested outputs are of; the cut's own where none is requested."""
+        if not self.split or not frames or not 0 <= frames[0].cut < len(self.manifest.cuts):
+            return ()
+        cut = self.manifest.cuts[frames[0].cut]
+        return tuple(dict.fromkeys(_tail_of(name, cut) for name in outputs))
+
+    def outputs(self, frame: Frame, reply: Reply, tails: Sequence[str]) -> dict[str, Array]:
+        """What the tails answered, by the names that clients know."""
+        if not tails:
+            return reply.outputs
+        own = self.manifest.cuts[frame.cut].tail_name
+        first, *others = tails
+        said = {first: reply.outputs, **{name: reply.further[name].outputs for name in others}}
+        return {
+            name if tail == own else f"{tail}/{name}": array
+            for tail, arrays in said.items()
+            for name, array in arrays.items()
+        }
+
+    def _output_specs(self) -> dict[str, TensorSpec]:
+        specs = {output.tensor.name: output.tensor for output in self.manifest.outputs}
+        if self.split:
+            for cut in self.manifest.cuts:
+                for tail, further in cut.further_tails.items():
+                    specs |= {f"{tail}/{output.tensor.name}": output.tensor for output in further.outputs}
+        return specs
+
     def metadata(self, versions: Sequence[str]) -> pb.ModelMetadataResponse:
         """Names, types and shapes."""
         batch = [-1] if self.manifest.batched else []
@@ -77,8 +107,10 @@ class OipModel:
                 tensor(name=spec.name, datatype=datatype_of(spec.dtype), shape=batch + _dims(spec))
                 for spec in self.manifest.inputs
             ]
-        specs = [output.tensor for output in self.manifest.outputs]
-        outputs = [tensor(name=s.name, datatype=datatype_of(s.dtype), shape=batch + _dims(s)) for s in specs]
+        outputs = [
+            tensor(name=name, datatype=datatype_of(spec.dtype), shape=batch + _dims(spec))
+            for name, spec in self._output_specs().items()
+        ]
         return pb.ModelMetadataResponse(
             name=self.name, versions=versions, platform=_PLATFORM, inputs=inputs, outputs=outputs
         )
@@ -92,8 +124,10 @@ class OipModel:
                 pb.ModelInput(name=spec.name, data_type=config_type_of(spec.dtype), dims=_dims(spec))
                 for spec in self.manifest.inputs
             ]
-        specs = [output.tensor for output in self.manifest.outputs]
-        outputs = [pb.ModelOutput(name=s.name, data_type=config_type_of(s.dtype), dims=_dims(s)) for s in specs]
+        outputs = [
+            pb.ModelOutput(name=name, data_type=config_type_of(spec.dtype), dims=_dims(spec))
+            for name, spec in self._output_specs().items()
+        ]
         return pb.ModelConfig(
             name=self.name,
             platform=_PLATFORM,
@@ -171,6 +205,11 @@ def find(catalogue: Catalogue, client: Client, name: str, version: str) -> OipMo
             return OipModel(served, split)
     versions = ", ".join(served.model.path.name for served in catalogue.versions(bundle))
     raise ModelNotFoundError(f"no version {version!r} of {bundle!r}; there are {versions}")
+
+
+def _tail_of(output: str, cut: Cut) -> str:
+    """The tail that an output is of; the cut's own for every name that no further tail has."""
+    return next((tail for tail in cut.further_tails if output.startswith(f"{tail}/")), cut.tail_name)
 
 
 def _dims(spec: TensorSpec) -> list[int]:

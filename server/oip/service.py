@@ -69,14 +69,15 @@ class OpenInference:
         model = find(self._plane.catalogue, client, request.model_name, request.model_version)
         inputs = inputs_of(request, self._plane.limits.max_elements)
         frames = model.frames(inputs, _deadline_ms(request, left_s))
-        replies = await self._plane.infer_many(model.served, frames, Wanted(), client)
+        wanted = [output.name for output in request.outputs]
+        tails = model.tails(frames, wanted)
+        replies = await self._plane.infer_many(model.served, frames, Wanted(tails=tails), client)
         for reply in replies:
             if reply.error is not None:
                 raise reply.error
         response = pb.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-        wanted = [output.name for output in request.outputs]
-        names = replies[0].outputs if replies else {}
-        stacked = {name: _stack([reply.outputs[name] for reply in replies], model) for name in names}
+        rows = [model.outputs(frame, reply, tails) for frame, reply in zip(frames, replies, strict=True)]
+        stacked = {name: _stack([row[name] for row in rows], model) for name in (rows[0] if rows else {})}
         add_outputs(response, stacked, wanted)
         return response
 
