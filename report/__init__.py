@@ -6,5 +6,6 @@ write_pictures(Path("figures"), situation)
 
 from .figures import Situation
 from .page import render, write_report
+from .pictures import write_pictures
 
-__all__ = ["Situation", "render", "write_report"]
+__all__ = ["Situation", "render", "write_pictures", "write_report"]

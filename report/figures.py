@@ -126,6 +126,13 @@ def finite(rate_bps: float) -> float:
     return min(rate_bps, 1e11)
 
 
+def group(point: Point) -> str:
+    """What a point shares with its neighbours: its cut, or its way."""
+    if point.mode == "split":
+        return point.cut or ""
+    return "local" if point == LOCAL else f"offload as {'JPEG' if point.format == 'jpeg' else 'WebP'}"
+
+
 def points(situation: Situation) -> Iterator[PointParts]:
     """Every operating point, in the planner's order: splits, offloads, local."""
     pair = Pair.of(situation.device, situation.server)
@@ -173,8 +180,7 @@ def _parts(
         quality=point.quality,
         format=point.format,
         label=str(point),
-        group=point.cut
-        or ("local" if point == LOCAL else f"offload as {'JPEG' if point.format == 'jpeg' else 'WebP'}"),
+        group=group(point),
         head=head,
         encode=encode,
         decode=decode,

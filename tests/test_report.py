@@ -11,15 +11,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import browser
 from narrows.planner.choose import COSTS, Constraints, best_of, plan
 from narrows.planner.link import Link
 from narrows.planner.predict import Conditions, predict
 from narrows.planner.profile import ProfileError
-from narrows.report import render, write_report
+from narrows.report import render, write_pictures, write_report
 from narrows.report.figures import LOADS
 from narrows.runtime.errors import UsageError
+from PIL import Image
 from planned import HOSTILE, situation
 
 pytest.importorskip("plotly", reason="the report needs plotly")
@@ -237,6 +239,20 @@ def test_the_page_fits_a_phone_and_a_dark_room(page: Any) -> None:
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_pictures_for_papers(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    names = ("a $b_$ name", "layer2.1/Relu", HOSTILE, "layer4/Relu; pool")
+    paths = write_pictures(tmp_path / "figures", situation(names))
+    assert [path.name for path in paths] == ["latency.png", "narrow.png", "rate.png", "map.png"]
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.width == 1400
+            assert np.asarray(picture.convert("L")).std() > 10, "something is drawn"
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError):
+        write_pictures(tmp_path / "file", SITUATION)
 
 
 def test_what_cannot_be_shown_is_told(tmp_path: Path) -> None:
