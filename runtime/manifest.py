@@ -90,6 +90,8 @@ class Quality:
     """Mean |split - whole| over all outputs."""
     agreement: Share | None = None
     """Share of the calibration data on which split and whole have the same best class; None for no classifier."""
+    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """Share of held-out pictures on which the best class is the right one; None where no labels were given."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,21 +306,17 @@ def one_cycle(step: int, total: int) -> float:
 
 
 def _optimiser(student: Student, options: TrainOptions) -> torch.optim.Optimizer:
-    groups: dict[str, list[nn.Parameter]] = {"prior": [], "quantiser": [], "plain": [], "decayed": []}
+    """AdamW, with a group for each kind of parameter: how much faster it learns, and whether it decays."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
-        part = name.partition(".")[0]
-        if parameter.requires_grad:
-            groups[part if part in groups else "decayed" if parameter.ndim > 1 else "plain"].append(parameter)
-    faster = {"prior": _PRIOR_FASTER, "quantiser": _STEPS_FASTER}
-    made = [
-        {
-            "params": members,
-            "weight_decay": options.weight_decay if name == "decayed" else 0.0,
-            "faster": faster.get(name, 1.0),
-        }
-        for name, members in groups.items()
-        if members
-    ]
+        if not parameter.requires_grad:
+            continue
+        faster = {"prior": _PRIOR_FASTER, "quantiser": _STEPS_FASTER}.get(name.partition(".")[0], 1.0)
+        if name.startswith(student.kept):
+            faster = options.kept_rate
+        decays = parameter.ndim > 1 and faster <= 1
+        groups.setdefault((faster, options.weight_decay if decays else 0.0), []).append(parameter)
+    made = [{"params": ps, "weight_decay": decay, "faster": faster} for (faster, decay), ps in groups.items()]
     return torch.optim.AdamW(made, lr=options.rates[0])
 
 

@@ -12,6 +12,9 @@ Method = Literal["bottlefit", "entropic", "ladder"]
 Activation = Literal["auto", "relu", "gdn"]
 Relaxation = Literal["straight-through", "noise"]
 
+AUTO = "auto"
+NO_STEM = "none"
+
 MAX_LEVELS = 256
 """A trained bottleneck's symbols fit into one byte."""
 
@@ -41,7 +44,10 @@ class TrainOptions:
     head_macs: int | None = None
     """Most multiply-accumulates of the encoder for one picture; half of the teacher's own head where None."""
     head_params: int | None = None
-    """Most parameters of the encoder; a 90th of a teacher of a million or more, and else what the head had."""
+    """Most parameters of the encoder; a 90th of a teacher of a million or more, a third of a smaller one's."""
+    stem: str = AUTO
+    """The module of the teacher up to which the encoder is the teacher's own; `none` for none. `auto`: as much as the
+    budget has room for under a teacher of a million parameters or more, and else none."""
     decoder_width: int = 96
     """Channels inside the decoder."""
     decoder_blocks: int = 2
@@ -54,6 +60,8 @@ class TrainOptions:
     batch: int = 128
     rates: tuple[float, float] = (2e-3, 1e-3)
     """Largest learning rate of each stage; AdamW, one cycle with a cosine's fall."""
+    kept_rate: float = 0.5
+    """Of these, for what comes from the teacher: stem and tail."""
     weight_decay: float = 1e-4
     freeze_encoder: bool | None = None
     """In stage 2. None: as the method has it (`entropic` yes, the others no)."""

@@ -43,6 +43,8 @@ class Student(nn.Module):
         self.prior = FactorisedPrior(options.channels) if options.rated else None
         self.tail: Tail = copy.deepcopy(halves.tail)
         self.options = options
+        self.kept = ("tail.", *(["encoder.0."] if pair.has_stem else []))
+        """Beginnings of the names of parameters that come from the teacher."""
 
     @torch.no_grad()
     def start(self, pictures: Tensor) -> None:
