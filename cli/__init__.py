@@ -6,10 +6,10 @@ import os
 import sys
 
 from ..runtime.errors import InternalError, NarrowsError, UsageError
-from . import device, model, server, whole
+from . import deploy, device, model, server, whole
 from .app import app
 
-__all__ = ["app", "device", "main", "model", "server", "whole"]
+__all__ = ["app", "deploy", "device", "main", "model", "server", "whole"]
 
 
 def main() -> None:

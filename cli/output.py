@@ -75,6 +75,11 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         yield step
 
 
+def step(text: str) -> None:
+    """A step of something that takes a while."""
+    print(text, flush=True)
+
+
 def findings(found: Sequence[Finding], *, as_json: bool) -> None:
     """What `narrows doctor` found."""
     if as_json:

@@ -131,6 +131,10 @@ class Device:
             connections=engine.uplink.counters.connections,
         )
 
+    def oldest_s(self) -> float:
+        """For how long frames have been under way without one of them ending; 0 where none is under way."""
+        return self._engine.silent_s()
+
     def swap(self, bundle: Bundle) -> None:
         """Replace the bundle between two frames; streams go on. Returns when the old bundle's frames have ended.
 

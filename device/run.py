@@ -15,6 +15,7 @@ from ..runtime.errors import UsageError
 from .device import Device
 from .options import DeviceOptions
 from .outcome import Outcome
+from .watchdog import Watchdog
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _NAME_LENGTH = 100
@@ -44,7 +45,7 @@ def run_source(
         SourceError: nothing at `source`.
         NarrowsError: what `Device` and `Device.stream` raise.
     """
-    with Device(bundle, server, options) as device:
+    with Device(bundle, server, options) as device, Watchdog(device):
         for outcome in device.stream(source):
             if save_outputs is not None and outcome.error is None:
                 save(outcome, save_outputs)

@@ -1,5 +1,5 @@
-"""Execution providers, tried for real in processes of their own. Most machines have the CPU alone; the test with a second
-one runs where there is one (`pip install onnxruntime-openvino` in place of `onnxruntime`)."""
+"""Execution providers, tried for real in processes of their own. Most machines have the CPU alone; the test with a
+second one runs where there is one (`pip install onnxruntime-openvino` in place of `onnxruntime`)."""
 
 from __future__ import annotations
 
