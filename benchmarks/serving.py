@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import multiprocessing
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +39,7 @@ from narrows.runtime.halves import Tail
 from narrows.runtime.images import fit, load_image
 from narrows.runtime.session import SessionOptions
 from narrows.runtime.wire import frame_from_wire
+from narrows.server_process import server_process
 from triton_peer import triton_server
 
 SUBJECT = "mobilenet-v2"
@@ -141,15 +141,8 @@ def plain_server(bundle: Bundle) -> Iterator[tuple[str, int]]:
 @contextmanager
 def narrows_server(bundles: Path, *options: str) -> Iterator[tuple[str, int]]:
     """`narrows serve` in a process: address and process id."""
-    import json
-
-    command = [sys.executable, "-m", "narrows", "serve", str(bundles), "--port", "0", "--threads", str(THREADS)]
-    with subprocess.Popen([*command, "--json", *options], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield json.loads(process.stdout.readline())["address"], process.pid
-        finally:
-            process.terminate()
+    with server_process(bundles, "--threads", THREADS, *options) as served:
+        yield served.address, served.pid
 
 
 def bare_loop(bundle: Bundle, frames: Sequence[Frame], seconds: float) -> tuple[float, int]:

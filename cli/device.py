@@ -54,6 +54,13 @@ Key = Annotated[Path | None, typer.Option(help="Its private key (PEM).")]
 TokenFile = Annotated[Path | None, typer.Option(help="File that holds this device's bearer token.")]
 
 
+class Protocol(StrEnum):
+    """What the server speaks."""
+
+    NARROWS = "narrows"
+    OIP = "oip"
+
+
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle: its folder or zip archive. The device's half is enough.")],
@@ -69,6 +76,12 @@ def run(
     ] = None,
     quality: Annotated[int | None, typer.Option(help="0 is the smallest payload; the best by default.")] = None,
     coder: Annotated[str | None, typer.Option(help="context/1, bitplane-zstd/1 or raw/1; the best by default.")] = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="oip: the server is a stock Triton or KServe one that holds the tail.")
+    ] = Protocol.NARROWS,
+    model: Annotated[
+        str, typer.Option(help="With oip: the tail's name there; the bundle's name and .tail by default.")
+    ] = "",
     policy: Annotated[
         PolicyName, typer.Option(help="Always the given point, or the best for an objective, frame by frame.")
     ] = PolicyName.STATIC,
@@ -109,7 +122,7 @@ def run(
 
     Example: narrows run bundles/resnet --server 127.0.0.1:8470 --input photos/
     """
-    from ..device import DeviceOptions, run_source
+    from ..device import DeviceOptions, OpenInference, run_source
     from ..device.emulator import LinkEmulator
     from ..device.schedule import parse_link
     from ..runtime.answer import Form, Wanted
@@ -117,7 +130,9 @@ def run(
     from ..runtime.codec import labels
 
     if cpus is not None:
-        threads = threads or keep_to_cpus(cpus)
+        keep_to_cpus(cpus)
+    if model and protocol is not Protocol.OIP:
+        raise UsageError("--model goes with --protocol oip: Narrows' own server knows the bundle by its digest")
     servers = server.split(",")
     if link is not None and len(servers) > 1:
         raise UsageError("--link stands between this device and one server; several were given")
@@ -128,6 +143,7 @@ def run(
         coders=(coder,) if coder else tuple(labels()),
         policy=_policy(policy, floor),
         offload=offload,
+        open_inference=OpenInference(model) if protocol is Protocol.OIP else None,
         deadline_ms=deadline_ms,
         fallback=fallback.value,
         exit_confidence=exit_confidence,
@@ -136,7 +152,7 @@ def run(
         drop=drop.value,
         session=_session(threads, provider),
         try_providers=provider is None,
-        link=_link(tls, ca, cert, key, token_file),
+        link=link_options(tls, ca, cert, key, token_file),
     )
     half = Bundle.open(bundle, Half.DEVICE)
     total, errors = 0, list[NarrowsError]()
@@ -179,7 +195,7 @@ def pull(
         bundle = pulling.roll_back(place)
     else:
         options = pulling.PullOptions(
-            session=SessionOptions(threads=threads), link=_link(tls, ca, cert, key, token_file)
+            session=SessionOptions(threads=threads), link=link_options(tls, ca, cert, key, token_file)
         )
         bundle = pulling.pull(server, model, place, options)
     output.pulled(place, bundle, as_json=as_json)
@@ -212,7 +228,14 @@ def _session(threads: int, provider: str | None) -> SessionOptions:
     return options if provider is None else with_provider(options, by_name(provider))
 
 
-def _link(tls: bool, ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None) -> LinkOptions:
+def link_options(
+    tls: bool, ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None
+) -> LinkOptions:
+    """How a device reaches its server, as the options above say.
+
+    Raises:
+        UsageError: a token that cannot be read, or options that do not go together.
+    """
     from ..runtime.credentials import LinkSecurity
     from ..runtime.link import LinkOptions
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from .tables import err as _err
+from .tables import out as _out
+from .tables import print_json as _print_json
+from .tables import table as _table
 
 if TYPE_CHECKING:
     from ..demo import Report
@@ -24,27 +27,6 @@ if TYPE_CHECKING:
     from ..server import Listening
 
 _MARKS = {True: "[green]ok[/]", False: "[red]broken[/]", None: ""}
-
-
-def _out() -> Console:
-    # Where nobody's window sets a width, names stay whole: the lines are for a file or another program.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-
-def _err() -> Console:
-    return Console(stderr=True, highlight=False)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, default=str), flush=True)
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    """The first column is a name, the rest are figures."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
-    return table
 
 
 @contextmanager

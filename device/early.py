@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..runtime.manifest import Exit
+from ..runtime.point import Point
 from .estimates import Duration
-from .outcome import Point
 from .policies import Candidate
 
 _WEIGHT = 1 / 16

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from ..runtime.bundle import Bundle
 from ..runtime.errors import NarrowsError, UsageError
 from ..runtime.manifest import Manifest
+from ..runtime.point import Point
 from ..runtime.session import SessionOptions
-from .conversation import Greeting
+from .conversation import Conversation, Converse, Greeting
 from .estimates import Duration
 from .local import LocalModel
 from .offload import check_offloadable
+from .oip import CODER, oip_conversation
 from .options import DeviceOptions
-from .outcome import Point
 from .pipeline import Journey
 from .planner import Planner
 from .policies import Static
@@ -59,11 +60,16 @@ class Engine:
         self._cut = bundle.manifest.cut(options.cut)[1]
         self.point(options.quality)
         self._cut.check_tails(options.wanted.tails)
+        coders: tuple[str, ...] = options.coders
+        converse: Converse = Conversation
+        if options.open_inference is not None:
+            coders, converse = (CODER,), oip_conversation(options.open_inference, bundle.manifest, self._cut)
         self.uplink = Uplink(
             servers,
-            Greeting(bundle.manifest.name, bundle.digest, options.wanted, options.coders),
+            Greeting(bundle.manifest.name, bundle.digest, options.wanted, coders),
             UplinkOptions(options.timeout_s, options.stall_s or options.timeout_s / 5, link=options.link),
             on_fatal,
+            converse,
         )
         session = choose(bundle, self._cut, options.session, log.warning) if options.try_providers else options.session
         self.stages = self._load(session)
@@ -73,7 +79,9 @@ class Engine:
 
     def _load(self, session: SessionOptions) -> Stages:
         options, manifest, wanted = self._options, self.bundle.manifest, self._options.wanted
-        chosen = [self._cut] if isinstance(options.policy, Static) else manifest.cuts
+        # A stock server holds one tail.
+        alone = isinstance(options.policy, Static) or options.open_inference is not None
+        chosen = [self._cut] if alone else manifest.cuts
         # Exit and whole model answer for the cut's own tail, and are no substitute where others are asked for.
         own = set(wanted.tails).issubset({self._cut.tail_name})
         exits = own and (options.may_rescue("exit") or options.exit_confidence is not None)

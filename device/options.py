@@ -7,11 +7,12 @@ from typing import Literal, get_args
 
 from ..runtime import codec
 from ..runtime.answer import Wanted
+from ..runtime.cost import PowerModel
 from ..runtime.errors import UsageError
 from ..runtime.link import LinkOptions
 from ..runtime.session import SessionOptions
 from .live import Drop
-from .planner import PowerModel
+from .oip import OpenInference
 from .policies import Policy, Static
 
 Rescue = Literal["best", "exit", "local", "none"]
@@ -44,6 +45,9 @@ class DeviceOptions:
     offload: int | None = None
     """Quality of the JPEG, 1 to 95, where the policy may also send the picture itself to a server that holds the whole
     model; None where it may not."""
+    open_inference: OpenInference | None = None
+    """The server is a stock one of the Open Inference Protocol, and this model there is the cut's tail: symbols go
+    uncoded. None for Narrows' own server."""
     timeout_s: float = 10.0
     """A frame that has no answer by then ends in an error, or, with a fallback, on the device."""
     stall_s: float | None = None
@@ -67,6 +71,8 @@ class DeviceOptions:
             raise UsageError(f"at least one coder is needed, of {', '.join(codec.labels())}")
         for label in self.coders:
             codec.by_label(label)
+        if self.open_inference is not None and (self.offload is not None or self.wanted.tails):
+            raise UsageError("a stock server holds one tail: no further tails, and no whole model for pictures")
         if self.window < 1:
             raise UsageError(f"a window of {self.window} frames is none; give 1 or more")
         if self.timeout_s <= 0 or (self.stall_s is not None and self.stall_s <= 0):

@@ -10,27 +10,10 @@ from typing import Any, Literal
 
 from ..runtime.answer import Array
 from ..runtime.errors import NarrowsError
+from ..runtime.point import Point
 
-Mode = Literal["split", "exit", "local", "offload"]
 Provenance = Literal["server", "exit", "local"]
 """A server, the early exit at the cut, or the whole model on the device."""
-ON_DEVICE: tuple[Mode, ...] = ("exit", "local")
-"""Modes in which nothing is sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """The operating point of one frame: what was done with it."""
-
-    mode: Mode
-    cut: str | None = None
-    """Name of the cut; None where nothing was cut."""
-    quality: int | None = None
-    """Of the cut's ladder; of the JPEG for `offload`."""
-
-
-LOCAL = Point("local")
-"""The whole model on the device."""
 
 
 @dataclass(frozen=True, slots=True)

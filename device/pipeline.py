@@ -19,8 +19,9 @@ from typing import Any, Protocol
 from ..runtime.early_exit import EarlyAnswer
 from ..runtime.errors import NarrowsError
 from ..runtime.halves import Features
+from ..runtime.point import Point
 from .inputs import Input
-from .outcome import Outcome, Point
+from .outcome import Outcome
 from .tracing import FrameTrace
 from .uplink import Parcel
 from .window import Window

@@ -5,38 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ..runtime.errors import UsageError
-from ..runtime.link import wire_bytes
+from ..runtime.cost import PowerModel, frame_wire_bytes
 from ..runtime.manifest import Cut
+from ..runtime.point import LOCAL, ON_DEVICE, Point
 from .breaker import Breaker
 from .early import EarlyEstimate
 from .estimates import Duration, LinkEstimate
-from .outcome import LOCAL, ON_DEVICE, Point
 from .policies import Candidate, Choice, Policy, View
-
-_FRAME_BYTES = 40
-"""Of a frame's message beside its payload."""
-
-
-@dataclass(frozen=True, slots=True)
-class PowerModel:
-    """What a device draws, where it has no meter: a model, and said to be one.
-
-    The defaults are of the order of what is published for a Raspberry Pi 4 under load; measure your own board.
-    """
-
-    compute_w: float = 5.0
-    """While a graph or the coder runs."""
-    wait_w: float = 2.5
-    """While an answer is waited for."""
-    radio_w: float = 1.0
-    """In addition, while bytes leave."""
-
-    def __post_init__(self) -> None:
-        if min(self.compute_w, self.wait_w, self.radio_w) < 0:
-            raise UsageError("powers are not negative")
 
 
 class Planner:
@@ -210,14 +186,13 @@ class Planner:
         return next((early.point(cut) for cut, early in self._exits.items() if self._exit_answers), None)
 
     def _sent(self, point: Point, oldest_s: float) -> Candidate:
-        sent = wire_bytes(round(self._bytes[point]) + _FRAME_BYTES)
+        sent = frame_wire_bytes(self._bytes[point])
         head, encode = self._head.get(point.cut, Duration()), self._encode[point]
         server = self._server[point.cut]
         link_s = self.link.expected_s(sent)
         # A frame that has been out for longer than any should be says that the link is slower than it was.
         link_s += max(0.0, oldest_s - link_s - server.mean_s - 3 * self.link_spread.mean_s)
         compute_s = head.mean_s + encode.mean_s
-        power = self._power
         whole_way = Candidate(
             point,
             latency_s=compute_s + link_s + server.mean_s,
@@ -226,9 +201,7 @@ class Planner:
             spread_s=head.spread_s + encode.spread_s + server.spread_s + self.link_spread.mean_s,
             wire_bytes=sent,
             accuracy=self._accuracy[point],
-            energy_j=power.compute_w * compute_s
-            + power.wait_w * (link_s + server.mean_s)
-            + power.radio_w * sent * self.link.byte_s,
+            energy_j=self._power.energy_j(compute_s, link_s + server.mean_s, sent * self.link.byte_s),
         )
         if not self._asks_first or point.cut not in self._exits:
             return whole_way
@@ -252,5 +225,5 @@ class Planner:
             spread_s=took.spread_s,
             wire_bytes=0.0,
             accuracy=accuracy,
-            energy_j=self._power.compute_w * took.mean_s,
+            energy_j=self._power.energy_j(took.mean_s),
         )

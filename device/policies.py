@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..runtime.errors import UsageError
-from .outcome import ON_DEVICE, Point
+from ..runtime.point import ON_DEVICE, Point
 
 Objective = Literal["latency", "accuracy", "energy", "bytes"]
 

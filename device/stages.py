@@ -14,13 +14,14 @@ from ..runtime.early_exit import EarlyAnswer, EarlyExit
 from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
 from ..runtime.frame import Frame, FrameCodec
 from ..runtime.halves import Features, Final, Head
+from ..runtime.point import LOCAL, Point
 from ..runtime.session import SessionOptions, graph_errors
 from .fallback import Fallback
 from .inputs import Input
 from .local import LocalModel
 from .offload import picture_frame
 from .options import DeviceOptions
-from .outcome import LOCAL, Answer, Point, Provenance
+from .outcome import Answer, Provenance
 from .pipeline import Journey
 from .planner import Planner
 from .policies import Choice
@@ -197,7 +198,7 @@ class Stages:
     def _picture(self, journey: Journey, point: Point) -> Parcel:
         assert point.quality is not None
         with _timed(journey, "encode") as timing:
-            frame = picture_frame(journey.index, journey.input.arrays[0], point.quality)
+            frame = picture_frame(journey.index, journey.input.arrays[0], point.quality, point.format)
         self.planner.coder_took(point, timing.duration_s, frame.payload_bytes)
         return self._for_uplink(journey, point, None, frame, lambda _coder: frame)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..runtime.point import Point
 from .breaker import State
-from .outcome import Point
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def who_ran(bundle: Bundle, cut: Cut, options: SessionOptions) -> dict[str, int]
     """How many nodes of a head each provider really ran, by ONNX Runtime's own profile of one run."""
     golden = load_arrays(bundle, cut.golden_head)
     with tempfile.TemporaryDirectory() as folder:
-        head = Head(bundle, cut, replace(options, profile=Path(folder) / "head"), golden=False)
+        head = Head(bundle, cut, replace(options, trace=Path(folder)), golden=False)
         head.run([golden[f"input/{i}"] for i in range(len(head.inputs))])
         events = json.loads(Path(head.end_profile()).read_text())
     ran = {event["name"]: event["args"]["provider"] for event in events if event.get("args", {}).get("provider")}

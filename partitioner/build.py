@@ -33,7 +33,7 @@ from .runner import Runner
 from .search import MAX_TENSORS
 from .shapes import OPAQUE, Dim, TensorInfo
 from .split import Crossing, Parts, split
-from .store import write
+from .store import model_digest, write
 from .tables import TABLES, payload_counter, write_tables
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def cut_model(
     """
     tell = progress or _quietly
     loaded = load(model, weights)
+    digest = model_digest(loaded.proto, loaded.folder)
     wanted = parse(preprocess, loaded)
     if wanted is not None:
         loaded = with_pictures(loaded, wanted)
@@ -142,6 +143,7 @@ def cut_model(
                 labels=names,
                 local=_write_whole(plan, whole, writer),
                 tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
+                model=digest,
             )
         )
 

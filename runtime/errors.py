@@ -13,9 +13,13 @@
     │   ├── OpsetError          a model newer than the installed ONNX or ONNX Runtime
     │   ├── ExternalDataError   weights in a file that is missing, too short, or outside the model's folder
     │   └── NothingToCutError   no tensor that could cross a link
+    ├── TrainingError           a training that cannot go on, or whose files are not its own
     ├── BundleError             a bundle that is damaged, incomplete or of another schema
     │   ├── BundleMismatchError the two ends hold halves of different bundles
     │   └── GoldenError         this machine does not reproduce the golden vectors
+    ├── PlanError               a plan that cannot be made
+    │   ├── ProfileError        a file that is no profile, of another schema, or of another model
+    │   └── NothingPlannedError no operating point can be taken at all
     ├── SourceError             an input that cannot be read as a frame
     ├── FramesFailedError       a run in which some frames ended in an error
     ├── FrameError              a frame that the contract forbids
@@ -106,6 +110,10 @@ class NothingToCutError(ModelError):
     code, exit_code = "nothing-to-cut", 19
 
 
+class TrainingError(NarrowsError):
+    code, exit_code, grpc_status = "training", 60, "FAILED_PRECONDITION"
+
+
 class BundleError(NarrowsError):
     code, exit_code, grpc_status = "bundle", 20, "FAILED_PRECONDITION"
 
@@ -116,6 +124,18 @@ class BundleMismatchError(BundleError):
 
 class GoldenError(BundleError):
     code, exit_code = "golden", 22
+
+
+class PlanError(NarrowsError):
+    code, exit_code, grpc_status = "plan", 60, "FAILED_PRECONDITION"
+
+
+class ProfileError(PlanError):
+    code, exit_code = "profile", 61
+
+
+class NothingPlannedError(PlanError):
+    code, exit_code = "nothing-planned", 62
 
 
 class SourceError(NarrowsError):

@@ -294,6 +294,8 @@ class Manifest:
     """File name of the coder tables, where there are any."""
     local: str | None = None
     """File name of the whole model for the device, where the bundle carries it."""
+    model: Digest | None = None
+    """sha256 of the uncut model as it was loaded, weights included: bundles of one model have the same."""
 
     def cut(self, name: str | None = None) -> tuple[int, Cut]:
         """A cut by name, or the first: its index and itself.

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .bundle import cache_folder, sha256_of
+from .cores import available_cores
 from .errors import BundleError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 _XNNPACK = "XnnpackExecutionProvider"
+OPTIMISED = "optimised.onnx"
 _OPTIMISATION = ("disabled", "basic", "extended", "all")
 
 
@@ -26,13 +28,14 @@ class SessionOptions:
     providers: tuple[str, ...] = (CPU,)
     """Execution providers in order of preference; one that this installation lacks is an error, not a surprise."""
     threads: int = 0
-    """Threads inside one operator; 0 leaves it to ONNX Runtime (one to a core)."""
+    """Threads inside one operator; 0 for one to a core that this process may use."""
     optimisation: str = "all"
     """Graph optimisation: `disabled`, `basic`, `extended` or `all`."""
     quiet: bool = False
     """Keep ONNX Runtime's own error log off the terminal, where a refusal is expected and handled."""
-    profile: Path | None = None
-    """Where the names of ONNX Runtime's own profiles begin, one for each session; None for no profile."""
+    trace: Path | None = None
+    """Folder for ONNX Runtime's profile of every node (`end_profiling` writes it) and for `optimised.onnx`, the graph
+    that the profile speaks of, where the CPU alone runs it."""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -81,7 +84,7 @@ def open_session(
         )
     settings = ort.SessionOptions()
     # XNNPACK has threads of its own, and two sets of them would fight for the cores.
-    settings.intra_op_num_threads = 1 if options.providers[0] == _XNNPACK else options.threads
+    settings.intra_op_num_threads = 1 if options.providers[0] == _XNNPACK else options.threads or _threads()
     # One frame is one path through the graph: parallel branches would cost more in hand-overs than they gain.
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     # A spinning worker burns the core that the coder, the link or another model is waiting for.
@@ -95,11 +98,13 @@ def open_session(
     )[_OPTIMISATION.index(options.optimisation)]
     # Errors alone: the optimiser's warnings are no business of who runs a bundle.
     settings.log_severity_level = 4 if options.quiet else 3
+    if options.trace is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(options.trace / "nodes")
+        if options.providers == (CPU,):  # a graph that a provider has compiled cannot be written
+            settings.optimized_model_filepath = str(options.trace / OPTIMISED)
     if folder is not None:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if options.profile is not None:
-        settings.enable_profiling = True
-        settings.profile_file_prefix = str(options.profile)
     source = path if isinstance(path, bytes) else str(path)
     providers = [(provider, _provider_options(provider, path, options)) for provider in options.providers]
     try:
@@ -112,7 +117,7 @@ def open_session(
 def _provider_options(provider: str, graph: Path | bytes, options: SessionOptions) -> dict[str, str]:
     """What a provider is told: above all where to keep what it compiles, for the next start."""
     if provider == _XNNPACK:
-        return {"intra_op_num_threads": str(options.threads or len(os.sched_getaffinity(0)))}
+        return {"intra_op_num_threads": str(options.threads or available_cores())}
     kind = _ENGINE_CACHES.get(provider)
     if kind is None or isinstance(graph, bytes):
         return {}
@@ -132,6 +137,12 @@ _ENGINE_CACHES = {
     "NvTensorRTRTXExecutionProvider": {"nv_runtime_cache_path": "{folder}"},
     "OpenVINOExecutionProvider": {"cache_dir": "{folder}"},
 }
+
+
+def _threads() -> int:
+    """0, which is ONNX Runtime's own choice (the machine's cores), unless this process may use fewer."""
+    cores = available_cores()
+    return cores if cores < (os.cpu_count() or 1) else 0
 
 
 def graph_errors() -> tuple[type[Exception], ...]:
