@@ -65,7 +65,9 @@ class Device:
             self.options = replace(self.options, wanted=replace(self.options.wanted, tails=named))
         self._servers = (server,) if isinstance(server, str) else tuple(server)
         self._open = False
-        self._engine = self._make(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, Half.DEVICE))
+        self._engine = self._make(
+            bundle if isinstance(bundle, Bundle) else Bundle.open(os.path.realpath(bundle), Half.DEVICE)
+        )
         self.tally = Tally()
         """How frames ended so far."""
         self.outdated = threading.Event()
