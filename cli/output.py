@@ -57,6 +57,11 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         yield step
 
 
+def step(text: str) -> None:
+    """A step of something that takes a while."""
+    print(text, flush=True)
+
+
 def findings(found: Sequence[Finding], *, as_json: bool) -> None:
     """What `narrows doctor` found."""
     if as_json:
@@ -142,8 +147,13 @@ def listening(server: Listening, *, as_json: bool) -> None:
 
 
 @contextmanager
-def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
-    """Print outcomes as they come; on a terminal with a bar that counts them, and a summary at the end."""
+def outcomes(*, as_json: bool, quiet: bool = False) -> Iterator[Callable[[Outcome], None]]:
+    """Print outcomes as they come; on a terminal with a bar that counts them, and a summary at the end.
+
+    Args:
+        as_json: one JSON object a line.
+        quiet: the summary alone; something else shows them.
+    """
     if as_json:
         yield lambda outcome: _print_json(outcome.to_json())
         return
@@ -154,7 +164,7 @@ def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
     bar_console = _out() if sys.stdout.isatty() else _err()
     line_console = bar_console if sys.stdout.isatty() else _out()
     columns = (SpinnerColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeElapsedColumn())
-    with Progress(*columns, console=bar_console, disable=not bar_console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=bar_console, disable=quiet or not bar_console.is_terminal, transient=True) as bar:
         task = bar.add_task("frames", total=None)
 
         said = ""
@@ -162,7 +172,8 @@ def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
         def show(outcome: Outcome) -> None:
             nonlocal said
             summary.add(outcome)
-            line_console.print(_line(outcome, said), markup=False, soft_wrap=True)
+            if not quiet:
+                line_console.print(_line(outcome, said), markup=False, soft_wrap=True)
             said = str(outcome.error or "")
             bar.advance(task)
 

@@ -88,7 +88,7 @@ def pull(server: str, model: str, target: Path, options: PullOptions | None = No
         raise BundleError(f"{target} is no link that a pull has made; choose another path, or move it away")
     with _stub(server, options) as stub:
         digest = newest(stub, server, model)
-        if target.exists() and (held := Bundle.open(target, Half.DEVICE)).digest == digest:
+        if target.exists() and (held := Bundle.open(target.resolve(), Half.DEVICE)).digest == digest:
             return held
         archive = _fetch(stub, server, model, digest, options)
     bundle = Bundle.open(archive, Half.DEVICE)
@@ -97,7 +97,8 @@ def pull(server: str, model: str, target: Path, options: PullOptions | None = No
         raise BundleError(f"{server} sent bundle {bundle.digest[:12]} for {digest[:12]}")
     try_here(bundle, options.session)
     place(bundle, target)
-    return Bundle.open(target, Half.DEVICE)
+    # By its own place: the link will point elsewhere one day, while this bundle is still at work.
+    return Bundle.open(target.resolve(), Half.DEVICE)
 
 
 def newest_digest(server: str, model: str, options: PullOptions | None = None) -> str:
