@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..device.outcome import Point
 from ..device.schedule import parse_link
 from ..runtime.credentials import LinkSecurity
 from ..runtime.errors import UsageError
+from ..runtime.point import Point
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..device.outcome import Point
 from ..runtime.errors import UsageError
+from ..runtime.point import Point
 from .options import Load
 from .steady import Durations
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ..device.local import LocalModel
-from ..device.outcome import Point
 from ..runtime.bundle import Bundle
 from ..runtime.errors import NarrowsError, ServerUnavailableError, ShapeError, UsageError, from_code
 from ..runtime.manifest import Half, Manifest
+from ..runtime.point import Point
 from ..runtime.session import SessionOptions
 from ..server_process import ServerProcess, server_process
 from .inputs import read_inputs

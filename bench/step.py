@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 
 from ..device.emulator import LinkEmulator
-from ..device.outcome import Point
 from ..device.schedule import parse_link
 from ..runtime.errors import InternalError, NarrowsError, from_code
+from ..runtime.point import Point
 from . import steady
 from .lines import DECODER, ENCODER, Ended, Failed, Job, Over, Ready
 from .options import BenchOptions, Load

@@ -12,12 +12,13 @@ import typer
 from ..runtime.errors import FramesFailedError, NarrowsError, UsageError, from_code
 from ..runtime.manifest import Half
 from . import output
-from .app import Json, Threads, app
+from .app import Json, Threads, app, keep_to_cpus
 
 if TYPE_CHECKING:
     from ..device.policies import Objective, Policy
     from ..runtime.link import LinkOptions
     from ..runtime.point import Point
+    from ..runtime.session import SessionOptions
 
 
 class PolicyName(StrEnum):
@@ -28,6 +29,15 @@ class PolicyName(StrEnum):
     ACCURACY = "accuracy"
     ENERGY = "energy"
     BYTES = "bytes"
+
+
+class FallbackName(StrEnum):
+    """What answers on the device when no server does in time."""
+
+    BEST = "best"
+    EXIT = "exit"
+    LOCAL = "local"
+    NONE = "none"
 
 
 class DropName(StrEnum):
@@ -82,10 +92,20 @@ def run(
     ] = None,
     floor: Annotated[float, typer.Option(min=0, max=1, help="Least agreement with the whole model that counts.")] = 0.0,
     deadline_ms: Annotated[float | None, typer.Option(help="When an answer is due, counted from the input.")] = None,
+    fallback: Annotated[
+        FallbackName, typer.Option(help="What answers here when no server does in time, of what the bundle carries.")
+    ] = FallbackName.BEST,
+    exit_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Ask the early exit first; send nothing where it is so sure.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds after which a frame without an answer is an error.")] = 10.0,
     window: Annotated[int, typer.Option(min=1, help="Frames under way at once, at most.")] = 8,
     drop: Annotated[DropName, typer.Option(help="Frames that come too fast: wait, or skip some.")] = DropName.BLOCK,
     threads: Threads = 0,
+    provider: Annotated[
+        str | None, typer.Option(help="Execution provider, such as cuda or cpu; the quickest here, found by trial.")
+    ] = None,
+    cpus: Annotated[str | None, typer.Option(help="Cores that this process may use, such as 2,3 or 0-3.")] = None,
     link: Annotated[
         str | None, typer.Option(help="Emulate a link: 10mbit,20ms,1% or trace:FILE (time, rate, delay).")
     ] = None,
@@ -109,10 +129,11 @@ def run(
     from ..runtime.answer import Form, Wanted
     from ..runtime.bundle import Bundle
     from ..runtime.codec import labels
-    from ..runtime.session import SessionOptions
 
     if model and protocol is not Protocol.OIP:
         raise UsageError("--model goes with --protocol oip: Narrows' own server knows the bundle by its digest")
+    if cpus is not None:
+        threads = threads or keep_to_cpus(cpus)
     servers = server.split(",")
     if link is not None and len(servers) > 1:
         raise UsageError("--link stands between this device and one server; several were given")
@@ -125,10 +146,13 @@ def run(
         offload=offload_point(offload) if offload else None,
         open_inference=OpenInference(model) if protocol is Protocol.OIP else None,
         deadline_ms=deadline_ms,
+        fallback=fallback.value,
+        exit_confidence=exit_confidence,
         timeout_s=timeout,
         window=window,
         drop=drop.value,
-        session=SessionOptions(threads=threads),
+        session=_session(threads, provider),
+        try_providers=provider is None,
         link=link_options(tls, ca, cert, key, token_file),
     )
     half = Bundle.open(bundle, Half.DEVICE)
@@ -195,6 +219,14 @@ def _policy(name: PolicyName, floor: float) -> Policy:
     from ..device.policies import Adaptive, Static
 
     return Static() if name is PolicyName.STATIC else Adaptive(cast("Objective", name.value), floor=floor)
+
+
+def _session(threads: int, provider: str | None) -> SessionOptions:
+    from ..device.providers import by_name, with_provider
+    from ..runtime.session import SessionOptions
+
+    options = SessionOptions(threads=threads)
+    return options if provider is None else with_provider(options, by_name(provider))
 
 
 def offload_point(text: str) -> Point:

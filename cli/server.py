@@ -56,6 +56,9 @@ def serve(
         float, typer.Option(min=0, help="Seconds between looks at the folder; 0 for looking on SIGHUP alone.")
     ] = 0.0,
     threads: Threads = 0,
+    runs: Annotated[
+        int, typer.Option(min=0, help="Runs of one tail at the same time; 0 for as many as pay, which is measured.")
+    ] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Frames that share one run of a tail, at most.")] = 32,
     max_wait: Annotated[float, typer.Option(help="Seconds in the queue above which a frame is turned away.")] = 0.5,
     max_stream: Annotated[
@@ -95,7 +98,7 @@ def serve(
         tokens=tokens,
         insecure=insecure,
         limits=Limits(max_frame_bytes=max_frame_bytes),
-        batch=BatchOptions(max_batch=max_batch, max_wait_s=max_wait),
+        batch=BatchOptions(runs=runs, max_batch=max_batch, max_wait_s=max_wait),
         session=SessionOptions(tuple(provider or best_providers()), threads=threads),
         metrics_port=metrics_port,
         allow_load=allow_load,
