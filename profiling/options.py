@@ -45,6 +45,8 @@ class ProfileOptions:
     memory: bool = True
     """Measure the memory that graphs take, each in a process of its own."""
     session: SessionOptions = field(default_factory=SessionOptions)
+    try_providers: bool = True
+    """Run on the execution provider that is the quickest here, as the device does, and not on that of `session`."""
     link: LinkOptions = field(default_factory=LinkOptions)
     steady: Steady = field(default_factory=Steady)
 
