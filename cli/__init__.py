@@ -6,10 +6,10 @@ import os
 import sys
 
 from ..runtime.errors import InternalError, NarrowsError, UsageError
-from . import bench, device, model, server, whole
+from . import audit, bench, device, model, server, whole
 from .app import app
 
-__all__ = ["app", "bench", "device", "main", "model", "server", "whole"]
+__all__ = ["app", "audit", "bench", "device", "main", "model", "server", "whole"]
 
 
 def main() -> None:
