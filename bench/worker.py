@@ -52,7 +52,8 @@ def device_options(job: Job) -> DeviceOptions:
         wanted=Wanted(Form.TOP, top=1),
         policy=Static() if split else Always(whole),
         offload=job.quality if job.mode == "offload" else None,
-        fallback=job.mode == "local",  # what no server answers is to be counted, and not made up for
+        # What no server answers is to be counted, and not made up for.
+        fallback="local" if job.mode == "local" else "none",
         timeout_s=job.timeout_s,
         window=job.window if job.concurrency is None else job.concurrency,
         session=SessionOptions(threads=job.threads),

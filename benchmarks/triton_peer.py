@@ -1,4 +1,8 @@
-"""A real Triton server that runs the same tail on the same frames, in its Python backend.
+"""A real Triton server that runs the same tail, in its Python backend: on the same frames, and on plain symbols.
+
+    python benchmarks/triton_peer.py VENV [--json]
+
+starts it and lets a device use it as any stock server: `narrows run --protocol oip`.
 
 The binary comes with `pip install nvidia-pytriton`, in a virtual environment of its own that also has onnxruntime,
 numpy, protobuf, zstandard and msgspec; its Python has to be the minor version of the backend's stub.
@@ -6,18 +10,28 @@ numpy, protobuf, zstandard and msgspec; its Python has to be the minor version o
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
+import harness
+import numpy as np
+from narrows.device import Device, DeviceOptions, OpenInference
 from narrows.protos import oip_pb2
 from narrows.runtime.bundle import Bundle
+from narrows.runtime.halves import Head, Tail
+from narrows.runtime.images import fit, load_image
+from narrows.runtime.oip import datatype_of
+from narrows.runtime.session import SessionOptions
 
 PACKAGE_PARENT = Path(__file__).resolve().parent.parent.parent
 
@@ -65,6 +79,41 @@ class TritonPythonModel:
 """
 
 
+# The tail as one would hand it to Triton's ONNX backend, which this wheel lacks: its own inputs and outputs.
+_TAIL_CONFIG = """
+name: "net.tail"
+backend: "python"
+max_batch_size: 32
+input [
+  {{ name: "{symbols}" data_type: TYPE_{datatype} dims: [ {shape} ] }},
+  {{ name: "{quality}" data_type: TYPE_INT32 dims: [ 1 ] }}
+]
+output [ {{ name: "{output}" data_type: TYPE_FP32 dims: [ {classes} ] }} ]
+dynamic_batching {{ max_queue_delay_microseconds: 1000 }}
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+"""
+
+_TAIL_MODEL = """
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = {threads}
+        self.session = onnxruntime.InferenceSession({graph!r}, options, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests):
+        names = ({symbols!r}, {quality!r})
+        columns = [[utils.get_input_tensor_by_name(r, name).as_numpy() for r in requests] for name in names]
+        symbols, quality = map(np.concatenate, columns)
+        logits = self.session.run([{output!r}], {{{symbols!r}: symbols, {quality!r}: quality.reshape(-1)}})[0]
+        parts = np.split(logits, np.cumsum([len(column) for column in columns[0]])[:-1])
+        return [utils.InferenceResponse([utils.Tensor({output!r}, np.ascontiguousarray(part))]) for part in parts]
+"""
+
+
 @contextmanager
 def triton_server(venv: Path, bundle: Bundle, folder: Path, threads: int) -> Iterator[tuple[str, int]]:
     """Triton on free ports: gRPC address and process id of its Python backend's parent."""
@@ -72,13 +121,8 @@ def triton_server(venv: Path, bundle: Bundle, folder: Path, threads: int) -> Ite
     home = site / "pytriton" / "tritonserver"
     stub = home / "python_backend_stubs" / site.parent.name.removeprefix("python") / "triton_python_backend_stub"
     shutil.copy(stub, home / "backends" / "python")
-    output = bundle.manifest.outputs[0].tensor
-    model = folder / "repository" / "net"
-    (model / "1").mkdir(parents=True)
-    classes = ", ".join(str(d) for d in output.shape)
-    (model / "config.pbtxt").write_text(_CONFIG.format(output=output.name, classes=classes))
-    fields = {"parent": str(PACKAGE_PARENT), "root": str(bundle.root), "threads": threads, "output": output.name}
-    (model / "1" / "model.py").write_text(_MODEL.format(**fields))
+    repository = folder / "repository"
+    _write_models(repository, bundle, threads)
     ports = [_free_port() for _ in range(3)]
     library = subprocess.check_output(
         [venv / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"], text=True
@@ -92,7 +136,7 @@ def triton_server(venv: Path, bundle: Bundle, folder: Path, threads: int) -> Ite
     command = [
         home / "bin" / "tritonserver",
         "--model-repository",
-        model.parent,
+        repository,
         "--backend-directory",
         home / "backends",
     ]
@@ -109,6 +153,28 @@ def triton_server(venv: Path, bundle: Bundle, folder: Path, threads: int) -> Ite
         process.wait(60)
 
 
+def _write_models(repository: Path, bundle: Bundle, threads: int) -> None:
+    output, cut = bundle.manifest.outputs[0].tensor, bundle.manifest.cuts[0]
+    symbols = cut.crossing[0].symbols
+    fields = {
+        "parent": str(PACKAGE_PARENT),
+        "root": str(bundle.root),
+        "graph": str(bundle.file(cut.tail)),
+        "threads": threads,
+        "output": output.name,
+        "classes": ", ".join(map(str, output.shape)),
+        "symbols": symbols.name,
+        "datatype": datatype_of(symbols.dtype),
+        "shape": ", ".join(map(str, symbols.shape)),
+        "quality": cut.quality_input,
+    }
+    for name, config, model in (("net", _CONFIG, _MODEL), ("net.tail", _TAIL_CONFIG, _TAIL_MODEL)):
+        folder = repository / name / "1"
+        folder.mkdir(parents=True)
+        (folder.parent / "config.pbtxt").write_text(config.format(**fields))
+        (folder / "model.py").write_text(model.format(**fields))
+
+
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     with grpc.insecure_channel(address) as channel:
         ready = channel.unary_unary(
@@ -118,7 +184,7 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
         )
         for _ in range(240):
             try:
-                if ready(oip_pb2.ModelReadyRequest(name="net"), timeout=1).ready:
+                if all(ready(oip_pb2.ModelReadyRequest(name=n), timeout=1).ready for n in ("net", "net.tail")):
                     return
             except grpc.RpcError:
                 pass  # not listening yet
@@ -133,3 +199,46 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def device_on_triton(venv: Path, frames: int) -> dict[str, Any]:
+    """A device whose tail Triton holds; its answers beside those of head and tail here."""
+    subject = next(subject for subject in harness.SUBJECTS if subject.name == "resnet20-cifar10")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = subject.cut(folder)
+        preprocess, cut = bundle.manifest.preprocess, bundle.manifest.cuts[0]
+        assert preprocess is not None
+        pictures = [fit(load_image(path), preprocess) for path in subject.write_pictures(folder / "pictures", frames)]
+        head, tail = Head(bundle, cut, SessionOptions(threads=1)), Tail(bundle, cut, SessionOptions(threads=1))
+        best = len(cut.qualities) - 1
+        expected = [tail.run([head.run([picture], best).symbols], [best])[0] for picture in pictures]
+        options = DeviceOptions(open_inference=OpenInference("net.tail"))
+        with triton_server(venv, bundle, folder, 1) as (address, _), Device(bundle, address, options) as device:
+            start = time.perf_counter()
+            outcomes = list(device.stream(pictures))
+            seconds = time.perf_counter() - start
+    errors = [str(outcome.error) for outcome in outcomes if outcome.error is not None]
+    answered = [(o.outputs, want) for o, want in zip(outcomes, expected, strict=True) if o.error is None]
+    worst = max(float(np.abs(outputs[name] - want[name]).max()) for outputs, want in answered for name in want)
+    return {
+        "frames": len(outcomes),
+        "answered": len(answered),
+        "largest deviation": worst,
+        "frames/s": round(len(outcomes) / seconds),
+        "bytes on the wire": outcomes[0].wire_bytes,
+        "errors": errors[:1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("venv", type=Path, help="virtual environment with nvidia-pytriton")
+    parser.add_argument("--frames", type=int, default=500)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    harness.report("A device on Triton", [device_on_triton(options.venv, options.frames)], as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,10 +6,10 @@ import os
 import sys
 
 from ..runtime.errors import InternalError, NarrowsError, UsageError
-from . import audit, bench, device, model, server, whole
+from . import audit, bench, device, model, planning, server, whole
 from .app import app
 
-__all__ = ["app", "audit", "bench", "device", "main", "model", "server", "whole"]
+__all__ = ["app", "audit", "bench", "device", "main", "model", "planning", "server", "whole"]
 
 
 def main() -> None:

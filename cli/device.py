@@ -12,11 +12,13 @@ import typer
 from ..runtime.errors import FramesFailedError, NarrowsError, UsageError, from_code
 from ..runtime.manifest import Half
 from . import output
-from .app import Json, Threads, app
+from .app import Json, Threads, app, keep_to_cpus
 
 if TYPE_CHECKING:
     from ..device.policies import Objective, Policy
     from ..runtime.link import LinkOptions
+    from ..runtime.point import Point
+    from ..runtime.session import SessionOptions
 
 
 class PolicyName(StrEnum):
@@ -27,6 +29,15 @@ class PolicyName(StrEnum):
     ACCURACY = "accuracy"
     ENERGY = "energy"
     BYTES = "bytes"
+
+
+class FallbackName(StrEnum):
+    """What answers on the device when no server does in time."""
+
+    BEST = "best"
+    EXIT = "exit"
+    LOCAL = "local"
+    NONE = "none"
 
 
 class DropName(StrEnum):
@@ -44,6 +55,13 @@ Key = Annotated[Path | None, typer.Option(help="Its private key (PEM).")]
 TokenFile = Annotated[Path | None, typer.Option(help="File that holds this device's bearer token.")]
 
 
+class Protocol(StrEnum):
+    """What the server speaks."""
+
+    NARROWS = "narrows"
+    OIP = "oip"
+
+
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle: its folder or zip archive. The device's half is enough.")],
@@ -59,19 +77,35 @@ def run(
     ] = None,
     quality: Annotated[int | None, typer.Option(help="0 is the smallest payload; the best by default.")] = None,
     coder: Annotated[str | None, typer.Option(help="context/1, bitplane-zstd/1 or raw/1; the best by default.")] = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="oip: the server is a stock Triton or KServe one that holds the tail.")
+    ] = Protocol.NARROWS,
+    model: Annotated[
+        str, typer.Option(help="With oip: the tail's name there; the bundle's name and .tail by default.")
+    ] = "",
     policy: Annotated[
         PolicyName, typer.Option(help="Always the given point, or the best for an objective, frame by frame.")
     ] = PolicyName.STATIC,
     offload: Annotated[
-        int | None,
-        typer.Option(min=1, max=95, help="Let the policy send the picture itself, as JPEG of this quality."),
+        str | None,
+        typer.Option(help="Let the policy send the picture itself: 90, a JPEG's quality, or webp:80."),
     ] = None,
     floor: Annotated[float, typer.Option(min=0, max=1, help="Least agreement with the whole model that counts.")] = 0.0,
     deadline_ms: Annotated[float | None, typer.Option(help="When an answer is due, counted from the input.")] = None,
+    fallback: Annotated[
+        FallbackName, typer.Option(help="What answers here when no server does in time, of what the bundle carries.")
+    ] = FallbackName.BEST,
+    exit_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Ask the early exit first; send nothing where it is so sure.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds after which a frame without an answer is an error.")] = 10.0,
     window: Annotated[int, typer.Option(min=1, help="Frames under way at once, at most.")] = 8,
     drop: Annotated[DropName, typer.Option(help="Frames that come too fast: wait, or skip some.")] = DropName.BLOCK,
     threads: Threads = 0,
+    provider: Annotated[
+        str | None, typer.Option(help="Execution provider, such as cuda or cpu; the quickest here, found by trial.")
+    ] = None,
+    cpus: Annotated[str | None, typer.Option(help="Cores that this process may use, such as 2,3 or 0-3.")] = None,
     link: Annotated[
         str | None, typer.Option(help="Emulate a link: 10mbit,20ms,1% or trace:FILE (time, rate, delay).")
     ] = None,
@@ -89,14 +123,17 @@ def run(
 
     Example: narrows run bundles/resnet --server 127.0.0.1:8470 --input photos/
     """
-    from ..device import DeviceOptions, run_source
+    from ..device import DeviceOptions, OpenInference, run_source
     from ..device.emulator import LinkEmulator
     from ..device.schedule import parse_link
     from ..runtime.answer import Form, Wanted
     from ..runtime.bundle import Bundle
     from ..runtime.codec import labels
-    from ..runtime.session import SessionOptions
 
+    if model and protocol is not Protocol.OIP:
+        raise UsageError("--model goes with --protocol oip: Narrows' own server knows the bundle by its digest")
+    if cpus is not None:
+        threads = threads or keep_to_cpus(cpus)
     servers = server.split(",")
     if link is not None and len(servers) > 1:
         raise UsageError("--link stands between this device and one server; several were given")
@@ -106,12 +143,16 @@ def run(
         wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP, tails=tuple(tail or ())),
         coders=(coder,) if coder else tuple(labels()),
         policy=_policy(policy, floor),
-        offload=offload,
+        offload=offload_point(offload) if offload else None,
+        open_inference=OpenInference(model) if protocol is Protocol.OIP else None,
         deadline_ms=deadline_ms,
+        fallback=fallback.value,
+        exit_confidence=exit_confidence,
         timeout_s=timeout,
         window=window,
         drop=drop.value,
-        session=SessionOptions(threads=threads),
+        session=_session(threads, provider),
+        try_providers=provider is None,
         link=link_options(tls, ca, cert, key, token_file),
     )
     half = Bundle.open(bundle, Half.DEVICE)
@@ -178,6 +219,28 @@ def _policy(name: PolicyName, floor: float) -> Policy:
     from ..device.policies import Adaptive, Static
 
     return Static() if name is PolicyName.STATIC else Adaptive(cast("Objective", name.value), floor=floor)
+
+
+def _session(threads: int, provider: str | None) -> SessionOptions:
+    from ..device.providers import by_name, with_provider
+    from ..runtime.session import SessionOptions
+
+    options = SessionOptions(threads=threads)
+    return options if provider is None else with_provider(options, by_name(provider))
+
+
+def offload_point(text: str) -> Point:
+    """The point that `--offload` names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    from ..runtime.point import Point
+
+    form, _, quality = text.rpartition(":")
+    if form not in ("", "jpeg", "webp") or not quality.isdecimal():
+        raise UsageError(f"--offload takes a JPEG's quality, such as 90, or a format's, such as webp:80; {text!r} came")
+    return Point("offload", quality=int(quality), format="webp" if form == "webp" else "jpeg")
 
 
 def link_options(

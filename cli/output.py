@@ -179,7 +179,7 @@ def _line(outcome: Outcome, said: str) -> str:
     several = outcome.answers if len(outcome.answers) > 1 else {}
     answer = ", ".join(f"{tail}: {_said(one.top, one.outputs)}" for tail, one in several.items())
     answer = answer or _said(outcome.top, outcome.outputs)
-    way = f"{outcome.wire_bytes:,} bytes" if outcome.provenance == "server" else f"on the device ({outcome.provenance})"
+    way = f"{outcome.wire_bytes:,} bytes" if outcome.provenance == "server" else f"here ({outcome.provenance})"
     return f"{outcome.source}  {answer}  {way}  {outcome.ms['total']:.1f} ms"
 
 

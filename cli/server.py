@@ -46,6 +46,9 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of Prometheus metrics and a status page.")
     ] = None,
+    allow_load: Annotated[
+        bool, typer.Option("--allow-load", help="Let clients load and unload models of the folder over the wire.")
+    ] = False,
     otel: Annotated[
         bool, typer.Option("--otel", help="Make OpenTelemetry spans; run it under opentelemetry-instrument.")
     ] = False,
@@ -53,6 +56,9 @@ def serve(
         float, typer.Option(min=0, help="Seconds between looks at the folder; 0 for looking on SIGHUP alone.")
     ] = 0.0,
     threads: Threads = 0,
+    runs: Annotated[
+        int, typer.Option(min=0, help="Runs of one tail at the same time; 0 for as many as pay, which is measured.")
+    ] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Frames that share one run of a tail, at most.")] = 32,
     max_wait: Annotated[float, typer.Option(help="Seconds in the queue above which a frame is turned away.")] = 0.5,
     max_stream: Annotated[
@@ -92,9 +98,10 @@ def serve(
         tokens=tokens,
         insecure=insecure,
         limits=Limits(max_frame_bytes=max_frame_bytes),
-        batch=BatchOptions(max_batch=max_batch, max_wait_s=max_wait),
+        batch=BatchOptions(runs=runs, max_batch=max_batch, max_wait_s=max_wait),
         session=SessionOptions(tuple(provider or best_providers()), threads=threads),
         metrics_port=metrics_port,
+        allow_load=allow_load,
         tracing=otel,
         watch_s=watch,
         max_stream_s=max_stream,

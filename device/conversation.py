@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import grpc
 
@@ -68,6 +69,28 @@ class Draining:
 Event = Welcome | Reply | Draining
 
 
+class Link(Protocol):
+    """What an uplink holds with one server: frames out, events in. See `Conversation`."""
+
+    target: str
+
+    def events(self) -> Iterator[Event]:
+        """What the server says, until it ends with the error that says why."""
+        ...
+
+    def send(self, frame: Frame) -> int:
+        """Send a frame; its bytes on the wire."""
+        ...
+
+    def hang_up(self) -> None:
+        """Break off: `events` raises, wherever it is waiting."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
 class Conversation:
     """One stream with one server.
 
@@ -127,6 +150,10 @@ class Conversation:
         if kind == "draining":
             return Draining()
         raise ServerUnavailableError(f"{self.target} sent a message that this release does not know")
+
+
+Converse = Callable[[str, Greeting, LinkOptions], Link]
+"""Begins to talk to a server, "host:port"."""
 
 
 def with_time_left(frame: Frame, frame_id: int, left_s: float) -> Frame:

@@ -121,6 +121,7 @@ class Device:
             delay_ms=planner.link.delay_s * 1000 if planner.link.samples else None,
             last_point=planner.last_point,
             server=self.tally.server,
+            exit=self.tally.exit,
             local=self.tally.local,
             rescued=self.tally.rescued,
             errors=self.tally.errors.total(),

@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from ..runtime.early_exit import EarlyAnswer
 from ..runtime.errors import NarrowsError
 from ..runtime.halves import Features
+from ..runtime.point import Point
 from .inputs import Input
-from .outcome import Outcome, Point
+from .outcome import Outcome
 from .tracing import FrameTrace
 from .uplink import Parcel
 from .window import Window
@@ -61,6 +63,8 @@ class Journey:
     trace: FrameTrace | None = None
     """Its span, where somebody traces."""
     features: Features | None = None
+    early: EarlyAnswer | None = None
+    """What the early exit made of it, where it was asked."""
     parcel: Parcel | None = None
     """As it was handed to the uplink."""
     rescued: bool = False
@@ -103,6 +107,8 @@ class Journey:
                 "payload_bytes": parcel.frame.payload_bytes,
                 "wire_bytes": parcel.wire_bytes,
             }
+        if self.early is not None:
+            facts["confidence"] = self.early.confidence
         return Outcome(id=self.index, source=self.input.source, point=point, **facts)
 
 

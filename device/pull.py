@@ -24,6 +24,7 @@ import grpc
 from ..protos import split_pb2 as pb
 from ..protos.split_pb2_grpc import SplitInferenceStub
 from ..runtime.bundle import Bundle, cache_folder, sha256_of
+from ..runtime.early_exit import EarlyExit
 from ..runtime.errors import (
     TRANSIENT,
     BundleError,
@@ -32,7 +33,7 @@ from ..runtime.errors import (
     NarrowsError,
     UsageError,
 )
-from ..runtime.halves import Head
+from ..runtime.halves import Final, Head
 from ..runtime.link import LinkOptions, open_channel
 from ..runtime.manifest import Half
 from ..runtime.session import SessionOptions
@@ -119,6 +120,10 @@ def try_here(bundle: Bundle, session: SessionOptions | None = None) -> None:
     """
     for cut in bundle.manifest.cuts:
         Head(bundle, cut, session)
+        if cut.final is not None:
+            Final(bundle, cut, session)
+        if cut.exit is not None:
+            EarlyExit(bundle, cut, session)
     if bundle.manifest.local is not None:
         LocalModel(bundle, session)
 

@@ -33,7 +33,7 @@ from ..runtime.errors import (
 from ..runtime.frame import Frame, Mode
 from ..runtime.link import LinkOptions, check_target
 from .backoff import Backoff
-from .conversation import Conversation, Draining, Event, Greeting, Welcome, with_time_left
+from .conversation import Conversation, Converse, Draining, Event, Greeting, Link, Welcome, with_time_left
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Counters:
 class _Stream:
     """The conversation that is going on, and what it owes us."""
 
-    conversation: Conversation
+    conversation: Link
     heard: float
     """When the server said something last, or the conversation began."""
     welcome: Welcome | None = None
@@ -129,6 +129,7 @@ class Uplink:
         greeting: Greeting,
         options: UplinkOptions | None = None,
         on_fatal: Callable[[NarrowsError], None] | None = None,
+        converse: Converse = Conversation,
     ) -> None:
         """Prepare; nothing is sent before `open`.
 
@@ -137,6 +138,7 @@ class Uplink:
             greeting: what to say first.
             options: how hard to try.
             on_fatal: told when no frame can ever be answered.
+            converse: begins to talk to a server.
 
         Raises:
             UsageError: a server's address is none.
@@ -145,6 +147,7 @@ class Uplink:
             check_target(server)
         self._servers = tuple(servers)
         self._greeting = greeting
+        self._begin_with = converse
         self._on_fatal = on_fatal
         self._options = options or UplinkOptions()
         self._lock = threading.Lock()
@@ -298,7 +301,7 @@ class Uplink:
         Raises:
             NarrowsError: why it ended; nothing is raised after a drain.
         """
-        stream = _Stream(Conversation(target, self._greeting, self._options.link), time.monotonic())
+        stream = _Stream(self._begin_with(target, self._greeting, self._options.link), time.monotonic())
         with self._lock:
             self._stream = stream
             if self._closed.is_set():

@@ -55,14 +55,28 @@ def from_library(source: str, weights: str | Path | None) -> Model:
         ModelError: there is none of that name, its weights do not fit, or it cannot be exported.
         MissingDependencyError: the library is not installed.
     """
-    library, _, name = source.partition(":")
+    return export(module_from(source, weights), Path(source.partition(":")[2]).name)
+
+
+def module_from(source: Any, weights: str | Path | None) -> Module:
+    """The torch module behind what `from_library` takes, or behind a module that is there already, with an example.
+
+    Raises:
+        ModelError: there is none of that name, or it is none.
+        UsageError: weights that do not fit.
+        MissingDependencyError: the library is not installed.
+    """
+    if not isinstance(source, str | Path):
+        made = _with_example(source, type(source).__name__)
+        _load_weights(made.module, weights)
+        return made
+    library, _, name = str(source).partition(":")
     makers: dict[str, Callable[[str, str | Path | None], Module]] = {
         "torchvision": _torchvision,
         "timm": _timm,
         "hf": _hugging_face,
     }
-    made = makers[library](name, weights) if library in makers else _own(library, name, weights)
-    return export(made, Path(name).name)
+    return makers[library](name, weights) if library in makers else _own(library, name, weights)
 
 
 class _Folder:

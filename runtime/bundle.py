@@ -71,13 +71,7 @@ class Bundle:
         wanted = frozenset(halves or Half)
         if path.is_file():
             return _open_archive(path, wanted)
-        try:
-            with (path / MANIFEST).open("rb") as stream:
-                text = stream.read(_MAX_MANIFEST_BYTES + 1)
-        except OSError:
-            raise BundleError(f"{path} is no bundle: there is no {MANIFEST} in it") from None
-        if len(text) > _MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes")
+        text = _manifest_in_folder(path)
         bundle = cls(path, parse(text, path), hashlib.sha256(text).hexdigest(), wanted)
         bundle.verify()
         return bundle
@@ -131,22 +125,60 @@ class Bundle:
                     shutil.copyfileobj(source, target, _CHUNK_BYTES)
 
 
-def _open_archive(path: Path, halves: frozenset[Half]) -> Bundle:
-    """Unpack an archive into the user's cache, once, and open it there."""
+def read_manifest(path: Path) -> Manifest:
+    """What a bundle's directory or archive says about itself; no other file of it is looked at.
+
+    Raises:
+        BundleError: it is no bundle, or of another schema.
+    """
+    if not path.is_file():
+        return parse(_manifest_in_folder(path), path)
+    with _archive(path) as archive:
+        return parse(_manifest_in_archive(archive), path)
+
+
+def _manifest_in_folder(path: Path) -> bytes:
+    try:
+        with (path / MANIFEST).open("rb") as stream:
+            text = stream.read(_MAX_MANIFEST_BYTES + 1)
+    except OSError:
+        raise BundleError(f"{path} is no bundle: there is no {MANIFEST} in it") from None
+    if len(text) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes")
+    return text
+
+
+def _manifest_in_archive(archive: zipfile.ZipFile) -> bytes:
+    if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{archive.filename}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes")
+    return archive.read(MANIFEST)
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip archive that may be none, or of anything.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
-                raise BundleError(f"{path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes")
-            text = archive.read(MANIFEST)
-            manifest = parse(text, path)
-            root = cache_folder() / "bundles" / hashlib.sha256(text).hexdigest()
-            root.mkdir(parents=True, exist_ok=True)
-            wanted = {name: entry for name, entry in manifest.files.items() if halves.intersection(entry.halves)}
-            _check_space(root, sum(entry.size for entry in wanted.values()))
-            for name, entry in wanted.items():
-                _unpack(archive, name, entry, root)
+            yield archive
     except (OSError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
         raise BundleError(f"{path} is neither a bundle's directory nor a whole zip archive of one ({error})") from None
+
+
+def _open_archive(path: Path, halves: frozenset[Half]) -> Bundle:
+    """Unpack an archive into the user's cache, once, and open it there."""
+    with _archive(path) as archive:
+        text = _manifest_in_archive(archive)
+        manifest = parse(text, path)
+        root = cache_folder() / "bundles" / hashlib.sha256(text).hexdigest()
+        root.mkdir(parents=True, exist_ok=True)
+        wanted = {name: entry for name, entry in manifest.files.items() if halves.intersection(entry.halves)}
+        _check_space(root, sum(entry.size for entry in wanted.values()))
+        for name, entry in wanted.items():
+            _unpack(archive, name, entry, root)
     with _atomically(root / MANIFEST) as temporary:
         temporary.write_bytes(text)
     return Bundle.open(root, *halves)

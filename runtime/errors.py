@@ -13,6 +13,7 @@
     │   ├── OpsetError          a model newer than the installed ONNX or ONNX Runtime
     │   ├── ExternalDataError   weights in a file that is missing, too short, or outside the model's folder
     │   └── NothingToCutError   no tensor that could cross a link
+    ├── TrainingError           a training that cannot go on, or whose files are not its own
     ├── BundleError             a bundle that is damaged, incomplete or of another schema
     │   ├── BundleMismatchError the two ends hold halves of different bundles
     │   └── GoldenError         this machine does not reproduce the golden vectors
@@ -106,6 +107,10 @@ class ExternalDataError(ModelError):
 
 class NothingToCutError(ModelError):
     code, exit_code = "nothing-to-cut", 19
+
+
+class TrainingError(NarrowsError):
+    code, exit_code, grpc_status = "training", 60, "FAILED_PRECONDITION"
 
 
 class BundleError(NarrowsError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Mode = Literal["split", "local", "offload"]
+Mode = Literal["split", "exit", "local", "offload"]
+ON_DEVICE: tuple[Mode, ...] = ("exit", "local")
+"""Modes in which nothing is sent."""
 PictureFormat = Literal["jpeg", "webp"]
 
 
@@ -26,7 +28,7 @@ class Point:
             return f"split at {self.cut}, quality {self.quality}"
         if self.mode == "offload":
             return f"offload as {self.format.upper() if self.format == 'jpeg' else 'WebP'} {self.quality}"
-        return "local"
+        return f"early exit at {self.cut}" if self.mode == "exit" else "local"
 
 
 LOCAL = Point("local")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -21,7 +21,7 @@ from .notify import READY, STOPPING, notify
 from .oip import OpenInference
 from .options import ServeOptions
 from .plane import DataPlane, PlaneOptions
-from .repository import Loader, Repository
+from .repository import Changes, Loader, Repository
 from .security import Gate, server_credentials
 from .service import SplitService, add_services
 from .tally import Tally
@@ -71,7 +71,9 @@ class Server:
         tokens = TokenFile(self._options.tokens) if self._options.tokens else None
         self.plane.catalogue.apply(await asyncio.to_thread(self._repository.open))
         self._grpc = new_server(self._options.limits.max_frame_bytes, (Gate(tokens),))
-        add_services(self._grpc, self._service, OpenInference(self.plane, self._options.batch.max_batch), self._health)
+        control = self if self._options.allow_load else None
+        inference = OpenInference(self.plane, self._options.batch.max_batch, control)
+        add_services(self._grpc, self._service, inference, self._health)
         address = self._listen(self._grpc)
         await self._health.refresh()
         if self._options.tracing:
@@ -86,8 +88,33 @@ class Server:
 
     async def look(self) -> None:
         """Look at the folder of bundles: load what is new, replace what changed, retire what is gone."""
+        await self._change(self._repository.look)
+
+    async def load(self, name: str) -> None:
+        """Load a model of the folder, by request.
+
+        Raises:
+            ModelNotFoundError: the folder has no bundle of that name.
+            BundleError: none of its bundles can be loaded.
+        """
+        await self._change(lambda: self._repository.load(name))
+
+    async def unload(self, name: str) -> None:
+        """Let go of a model, by request; streams that hold it go on until they end.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is loaded.
+        """
+        await self._change(lambda: self._repository.unload(name))
+
+    @property
+    def unloaded(self) -> Sequence[str]:
+        """Names of models that were unloaded by request."""
+        return self._repository.unloaded
+
+    async def _change(self, change: Callable[[], Changes]) -> None:
         async with self._looking:
-            changes = await asyncio.to_thread(self._repository.look)
+            changes = await asyncio.to_thread(change)
             self.plane.catalogue.apply(changes)
             await self._health.refresh()
         if changes.added or changes.removed:

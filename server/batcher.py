@@ -32,9 +32,8 @@ class BatchOptions:
     """Frames that may wait for a worker, at most."""
     max_wait_s: float = 0.5
     """Expected time in the queue above which a frame is turned away."""
-    runs: int = 1
-    """Runs of one graph at the same time. One, with as many threads inside it as there are cores, suits most
-    machines; more can pay where a graph does not fill them."""
+    runs: int = 0
+    """Runs of one graph at the same time; 0 for as many as pay, measured when the graph is loaded."""
     learn_s: float = 1.0
     """Time for measuring batch sizes when a graph is loaded; 0 for learning from real frames alone."""
 
@@ -45,8 +44,8 @@ class BatchOptions:
         return self.max_wait_s / 4
 
     def __post_init__(self) -> None:
-        if min(self.max_batch, self.queue, self.runs) < 1:
-            raise UsageError("batch size, queue length and runs must be 1 or more")
+        if min(self.max_batch, self.queue) < 1 or self.runs < 0:
+            raise UsageError("batch size and queue length must be 1 or more, and runs 0 or more")
         if self.max_wait_s <= 0 or self.learn_s < 0:
             raise UsageError("waiting must be more than 0 s, and learning 0 s or more")
 
@@ -61,6 +60,7 @@ class Batcher:
         deliver: takes the replies of a whole batch; runs on a worker, once for each batch.
         options: sizes.
         cost: what is known of the graph's runs already.
+        runs: runs at the same time, where `options` leave that open.
     """
 
     def __init__(
@@ -72,20 +72,22 @@ class Batcher:
         options: BatchOptions,
         *,
         cost: BatchCost | None = None,
+        runs: int = 1,
     ) -> None:
         self.name = name
         self._deliver = deliver
         self._options = options
         self._queue: FairQueue[Job] = FairQueue()
         self._cost = cost or BatchCost(options.max_batch, options.max_run_s)
+        self.runs = options.runs or runs
+        """Runs of the graph at the same time."""
         self._capacity = self._affordable()
         self._filled = threading.Condition()
         self._closed = False
-        self._runner = BatchRunner(engine, shape, options.runs, self._observe)
+        self._runner = BatchRunner(engine, shape, self.runs, self._observe)
         # One thread more than runs: it decodes the next batch meanwhile.
         self._threads = [
-            threading.Thread(target=self._work, name=f"{name} {number}", daemon=True)
-            for number in range(options.runs + 1)
+            threading.Thread(target=self._work, name=f"{name} {number}", daemon=True) for number in range(self.runs + 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -112,7 +114,7 @@ class Batcher:
 
     def overloaded(self) -> OverloadedError:
         """What a frame gets for which there is no room."""
-        retry_ms = round(self._cost.wait(len(self._queue)) * 1e3) or 1
+        retry_ms = round(self._wait_s(len(self._queue)) * 1e3) or 1
         return OverloadedError(
             f"{len(self._queue)} frames are queued, and no more can be answered in time; try again in {retry_ms} ms",
             retry_ms,
@@ -146,14 +148,18 @@ class Batcher:
         if not job.frame.deadline_ms or not self._queue:
             return
         ahead = self._queue.ahead(job.client.name)
-        if self._cost.wait(ahead) + self._cost.seconds(1) > job.frame.deadline_ms / 1000:
+        if self._wait_s(ahead) + self._cost.seconds(1) > job.frame.deadline_ms / 1000:
             raise self.overloaded()
+
+    def _wait_s(self, queued: int) -> float:
+        """Until so many frames have been answered. What one run costs was seen with the others beside it."""
+        return self._cost.wait(queued) / self.runs
 
     def _affordable(self) -> int:
         """Frames that may be queued, so that the last is answered within `max_wait_s`."""
         best = self._cost.best_batch
         run_s = self._cost.seconds(best)
-        in_time = round(self._options.max_wait_s / run_s * best) if run_s else self._options.queue
+        in_time = round(self._options.max_wait_s / run_s * best * self.runs) if run_s else self._options.queue
         return min(self._options.queue, max(best, in_time))
 
     def _observe(self, frames: int, seconds: float) -> None:

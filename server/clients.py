@@ -17,6 +17,7 @@ from ..runtime.errors import OverloadedError, PermissionDeniedError, Unauthentic
 _log = logging.getLogger(__name__)
 
 _HASHED = "sha256:"
+_LOAD = "+load"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Client:
     names, and limits hold for each."""
     models: frozenset[str] | None = None
     """The models it may use; None for all."""
+    may_load: bool = False
+    """It may load and unload models, where the server allows that at all."""
     trace: str = ""
     """The `traceparent` that its call came with."""
     request: str = ""
@@ -63,7 +66,9 @@ class TokenFile:
         # name   token, or its sha256     models, all when none is named
         greenhouse  9f0c…                 leaf-disease fruit-count
         gate        sha256:5e88489…       plates
+        operator    41d7…                 +load
 
+    `+load` lets a token load and unload models (those it covers), on a server that allows it over the wire.
     A change that cannot be read leaves the tokens that were valid before.
     """
 
@@ -216,4 +221,5 @@ def _token(line: str, where: str) -> _Token:
         digest = hashlib.sha256(token.encode()).digest()
     if len(digest) != hashlib.sha256().digest_size:
         raise UsageError(f"{where}: after sha256: come 64 hexadecimal digits")
-    return _Token(Client(name, frozenset(models) or None), digest)
+    covered = frozenset(model for model in models if model != _LOAD)
+    return _Token(Client(name, covered or None, _LOAD in models), digest)

@@ -37,6 +37,8 @@ class ServeOptions:
     session: SessionOptions = field(default_factory=SessionOptions)
     metrics_port: int | None = None
     """Port of the metrics and the status page, on `host`; 0 takes any free one, None for neither."""
+    allow_load: bool = False
+    """Models may be loaded and unloaded over the wire; with tokens, by those that are marked `+load`."""
     tracing: bool = False
     """Make OpenTelemetry spans of frames."""
     watch_s: float = 0.0
@@ -59,6 +61,11 @@ class ServeOptions:
             raise UsageError(f"the folder is looked at every {self.watch_s} s? Say 0 for not at all")
         if not is_loopback(self.host) and not self.insecure and self.metrics_port is not None:
             raise UsageError(f"metrics and status are not encrypted: say --insecure to show them on {self.host}")
+        if self.allow_load and self.tokens is None and not is_loopback(self.host):
+            raise UsageError(
+                f"{self.host} can be reached from other machines, and anyone could unload models: give --tokens, "
+                "with +load for those who may"
+            )
         if self.tls is None and not self.insecure and not is_loopback(self.host):
             raise UsageError(
                 f"{self.host} can be reached from other machines, and there is no TLS: give a certificate, "

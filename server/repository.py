@@ -18,14 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..runtime.bundle import Bundle
-from ..runtime.errors import BundleError, NarrowsError
+from ..runtime.bundle import Bundle, read_manifest
+from ..runtime.cores import available_cores
+from ..runtime.errors import BundleError, ModelNotFoundError, NarrowsError
 from ..runtime.frame import FrameCodec, Limits, frame_codecs
 from ..runtime.halves import Tail, load_arrays
 from ..runtime.manifest import MANIFEST, Half, OutputSpec
 from ..runtime.session import SessionOptions
 from .batcher import BatchOptions
-from .cost import BatchCost
+from .cost import BatchCost, best_runs
 from .engine import Engine, Prepared, SplitEngine
 from .heads import HeadArchive, HeadStore
 from .whole import WholeEngine, has_whole
@@ -46,6 +47,8 @@ class Loaded:
     cost: BatchCost
     outputs: tuple[OutputSpec, ...]
     """What it may answer with."""
+    runs: int = 1
+    """Runs at the same time that pay here."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ class Loader:
         whole = self._whole(bundle) if has_whole(bundle.manifest) else None
         head = self.heads.make(bundle) if Half.DEVICE in bundle.halves else None
         graphs = [*(one for cut in tails for one in cut.values()), *filter(None, [whole])]
-        best = ", ".join(f"{one.name}: {one.cost.best_batch}" for one in graphs)
-        _log.info("model %s is loaded: bundle %s, best batch sizes: %s", bundle.manifest.name, bundle.digest, best)
+        best = ", ".join(f"{one.name}: {one.runs} × {one.cost.best_batch}" for one in graphs)
+        _log.info("model %s is loaded: bundle %s, best runs × frames: %s", bundle.manifest.name, bundle.digest, best)
         return Model(bundle, tails, whole, head, path)
 
     def _tails(self, bundle: Bundle, codec: FrameCodec) -> dict[str, Loaded]:
@@ -108,18 +111,22 @@ class Loader:
             further = cut.further_tails.get(name)
             label = cut.name if further is None else f"{cut.name}/{name}"
             outputs = bundle.manifest.outputs if further is None else further.outputs
-            tails[name] = Loaded(label, engine, self._learned(engine, sample), outputs)
+            tails[name] = self._measured(label, engine, sample, outputs)
         return tails
 
     def _whole(self, bundle: Bundle) -> Loaded:
         engine = WholeEngine(bundle, self.limits, self.session)
-        return Loaded(WHOLE, engine, self._learned(engine, engine.sample()), bundle.manifest.outputs)
+        return self._measured(WHOLE, engine, engine.sample(), bundle.manifest.outputs)
 
-    def _learned(self, engine: Engine, sample: Prepared | None) -> BatchCost:
-        cost = BatchCost(self.batch.max_batch, self.batch.max_run_s)
+    def _measured(self, name: str, engine: Engine, sample: Prepared | None, outputs: tuple[OutputSpec, ...]) -> Loaded:
+        """A graph, and what its runs cost here: alone by size, and at the best size several at a time."""
+        cost, runs = BatchCost(self.batch.max_batch, self.batch.max_run_s), 1
         if sample is not None and self.batch.learn_s:
             cost.learn(lambda frames: engine.run([sample] * frames), self.batch.learn_s)
-        return cost
+            if not self.batch.runs:
+                batch = [sample] * cost.best_batch
+                runs = best_runs(lambda: engine.run(batch), len(batch), available_cores(), self.batch.learn_s / 2)
+        return Loaded(name, engine, cost, outputs, runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +148,10 @@ class Repository:
         """Path → mark of its content, digest."""
         self._refused: dict[Path, str] = {}
         """Path → mark of the content that could not be loaded; it is not tried again before it changes."""
+        self._names: dict[Path, tuple[str, str]] = {}
+        """Path → mark of its content, name of the model in it."""
+        self._unloaded: set[str] = set()
+        """Names that were unloaded by request; looks leave them alone."""
 
     def look(self) -> Changes:
         """Load what is new or changed; what cannot be loaded is logged by name and left out.
@@ -151,6 +162,8 @@ class Repository:
         before = {digest for _, digest in self._loaded.values()}
         found = self._found()
         for path, mark in found.items():
+            if self._unloaded and self._name(path, mark) in self._unloaded:
+                continue
             if mark in (self._loaded.get(path, ("", ""))[0], self._refused.get(path)):
                 continue
             try:
@@ -182,6 +195,50 @@ class Repository:
         if not changes.added:
             raise BundleError(f"no bundle in {self._path} can be served; cut one into it with narrows cut")
         return changes
+
+    @property
+    def unloaded(self) -> Sequence[str]:
+        """Names that were unloaded by request, sorted."""
+        return sorted(self._unloaded)
+
+    def unload(self, name: str) -> Changes:
+        """Let go of all versions of a model, until `load`.
+
+        Raises:
+            ModelNotFoundError: nothing of that name is loaded.
+        """
+        paths = [path for path, (mark, _) in self._loaded.items() if self._name(path, mark) == name]
+        if not paths:
+            raise ModelNotFoundError(f"no model {name!r} is loaded")
+        self._unloaded.add(name)
+        return Changes([], sorted({self._loaded.pop(path)[1] for path in paths}))
+
+    def load(self, name: str) -> Changes:
+        """Load a model that was unloaded or is new, and what changed of it; as any look, this finds other changes too.
+
+        Raises:
+            ModelNotFoundError: the folder has no bundle of that name.
+            BundleError: none of its bundles can be loaded.
+        """
+        paths = [path for path, mark in self._found().items() if self._name(path, mark) == name]
+        if not paths:
+            raise ModelNotFoundError(f"there is no bundle of model {name!r} to load")
+        self._unloaded.discard(name)
+        for path in paths:
+            self._refused.pop(path, None)
+        changes = self.look()
+        if not any(path in self._loaded for path in paths):
+            raise BundleError(f"no bundle of {name!r} can be loaded; the server's log says why")
+        return changes
+
+    def _name(self, path: Path, mark: str) -> str:
+        """Name of the model in a bundle; empty where it cannot be read."""
+        if self._names.get(path, ("", ""))[0] != mark:
+            try:
+                self._names[path] = (mark, read_manifest(path).name)
+            except BundleError:
+                return ""
+        return self._names[path][1]
 
     def _found(self) -> dict[Path, str]:
         paths = [self._path] if is_bundle(self._path) else bundles_in(self._path)

@@ -98,7 +98,7 @@ def test_a_full_server_is_made_up_for(bundle: Bundle) -> None:
     full = FaultyServer(lambda frame, _: iter([refusal(frame, OverloadedError("full"))]))
     with serving(full) as address, Device(bundle, address) as device:
         assert [o.provenance for o in device.stream(pictures(5))] == ["local"] * 5
-    with serving(full) as address, Device(bundle, address, DeviceOptions(fallback=False)) as device:
+    with serving(full) as address, Device(bundle, address, DeviceOptions(fallback="none")) as device:
         assert [o.outcome for o in device.stream(pictures(2))] == ["overloaded"] * 2
 
 
@@ -111,7 +111,7 @@ def test_the_fallback_answers_in_the_form_that_was_asked_for(bundle: Bundle) -> 
 
 
 def test_without_a_fallback_the_deadline_ends_the_frame(bundle: Bundle) -> None:
-    with black_hole() as address, Device(bundle, address, replace(SOON, fallback=False)) as device:
+    with black_hole() as address, Device(bundle, address, replace(SOON, fallback="none")) as device:
         outcomes = list(device.stream(pictures(10)))
     assert {outcome.outcome for outcome in outcomes} <= {"deadline", "unavailable"}
 

@@ -84,7 +84,7 @@ class Bench:
             Client(client),
             lambda _: None,
             length,
-            "bench/cut",
+            self.batcher,
         )
 
     def wait(self, count: int) -> None:

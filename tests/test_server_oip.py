@@ -23,7 +23,7 @@ from whole_bundles import with_whole
 
 triton = pytest.importorskip("tritonclient.grpc", reason="needs pip install 'tritonclient[grpc]'")
 
-NAME, SPLIT = "tiny", "tiny.split"
+NAME, SPLIT, TAIL = "tiny", "tiny.split", "tiny.tail"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert [(model.name, model.version, model.state) for model in index.models] == [
         (NAME, "v1", "READY"),
         (SPLIT, "v1", "READY"),
+        (TAIL, "v1", "READY"),
     ]
 
 
@@ -163,7 +164,7 @@ def test_statistics(client: triton.InferenceServerClient) -> None:
     after = counted()
     assert (after[0] - before[0], after[1] - before[1]) == (4, 4)
     assert after[2] > before[2]
-    assert {stats.name for stats in client.get_inference_statistics().model_stats} == {NAME, SPLIT}
+    assert {stats.name for stats in client.get_inference_statistics().model_stats} == {NAME, SPLIT, TAIL}
 
 
 @pytest.mark.parametrize(

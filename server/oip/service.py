@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -12,17 +13,18 @@ import numpy as np
 
 from ...protos import oip_pb2 as pb
 from ...runtime.answer import Wanted
-from ...runtime.errors import DrainingError, NarrowsError
+from ...runtime.errors import DrainingError, NarrowsError, PermissionDeniedError, UsageError
+from ...runtime.oip import SERVICE, add_outputs, tensors_of
 from ...runtime.version import VERSION
 from ..clients import Client
+from ..logs import fields
 from ..plane import DataPlane
 from ..security import client_of
 from ..status import Context, ending, public
-from .models import OipModel, all_models, find
+from .models import Kind, OipModel, all_models, bundle_name, find
 from .statistics import Statistics
-from .tensors import add_outputs, inputs_of
 
-SERVICE = "inference.GRPCInferenceService"
+_log = logging.getLogger(__name__)
 
 _ERRORS_AS_STATUS = "triton_grpc_error"
 """A stream that was opened with this metadata ends with the first error as its status, as Triton's does."""
@@ -30,11 +32,29 @@ _TIMEOUT = "timeout"
 """Triton's request parameter: microseconds that the request may wait."""
 
 
+class Control(Protocol):
+    """What changes the models that are loaded."""
+
+    @property
+    def unloaded(self) -> Sequence[str]:
+        """Names of models that were unloaded by request."""
+        ...
+
+    async def load(self, name: str) -> None:
+        """Load a model of the server's folder."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Let go of a model."""
+        ...
+
+
 class OpenInference:
     """The servicer: metadata and statistics, one request, a stream of requests."""
 
-    def __init__(self, plane: DataPlane, max_batch: int) -> None:
+    def __init__(self, plane: DataPlane, max_batch: int, control: Control | None = None) -> None:
         self._plane = plane
+        self._control = control
         self._max_batch = max_batch
         self._statistics = Statistics()
         plane.observers.append(self._statistics)
@@ -52,6 +72,8 @@ class OpenInference:
             "RepositoryIndex": self._repository_index,
         }
         handlers = {name: _unary(name, _plain(answer)) for name, answer in unary.items()}
+        handlers["RepositoryModelLoad"] = _unary("RepositoryModelLoad", self._model_load)
+        handlers["RepositoryModelUnload"] = _unary("RepositoryModelUnload", self._model_unload)
         handlers["ModelInfer"] = _unary("ModelInfer", self._model_infer)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._model_stream_infer,
@@ -66,8 +88,9 @@ class OpenInference:
         Raises:
             NarrowsError: the first error of any of its frames; a response of the protocol is whole or not at all.
         """
-        model = find(self._plane.catalogue, client, request.model_name, request.model_version)
-        inputs = inputs_of(request, self._plane.limits.max_elements)
+        limits = self._plane.limits
+        model = find(self._plane.catalogue, client, request.model_name, request.model_version, limits)
+        inputs = tensors_of(request.inputs, request.raw_input_contents, limits.max_elements)
         frames = model.frames(inputs, _deadline_ms(request, left_s))
         wanted = [output.name for output in request.outputs]
         tails = model.tails(frames, wanted)
@@ -128,7 +151,10 @@ class OpenInference:
             models = all_models(catalogue, client)
         count = self._statistics.message
         return pb.ModelStatisticsResponse(
-            model_stats=[count(m.served.model.name, split=m.split, name=m.name, version=m.version) for m in models]
+            model_stats=[
+                count(m.served.model.name, split=m.kind is not Kind.WHOLE, name=m.name, version=m.version)
+                for m in models
+            ]
         )
 
     def _repository_index(self, request: pb.RepositoryIndexRequest, client: Client) -> pb.RepositoryIndexResponse:
@@ -137,9 +163,47 @@ class OpenInference:
             return pb.RepositoryIndexResponse()
         entry = pb.RepositoryIndexResponse.ModelIndex
         models = all_models(self._plane.catalogue, client)
-        return pb.RepositoryIndexResponse(
-            models=[entry(name=model.name, version=model.version, state=state) for model in models]
-        )
+        gone = [name for name in self._control.unloaded if client.may_use(name)] if self._control else []
+        found = [entry(name=model.name, version=model.version, state=state) for model in models]
+        if not request.ready:
+            found += [entry(name=name, state="UNAVAILABLE", reason="unloaded") for name in gone]
+        return pb.RepositoryIndexResponse(models=found)
+
+    async def _model_load(
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
+        async with ending(context):
+            control, name = self._may_control(request, client_of(context))
+            await control.load(name)
+            return pb.RepositoryModelLoadResponse()
+
+    async def _model_unload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        async with ending(context):
+            control, name = self._may_control(request, client_of(context))
+            await control.unload(name)
+            return pb.RepositoryModelUnloadResponse()
+
+    def _may_control(
+        self, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest, client: Client
+    ) -> tuple[Control, str]:
+        """Who changes what is loaded, and the name of the bundle's model, for those who may have it changed.
+
+        Raises:
+            PermissionDeniedError: this server allows no loading over the wire, or not to this client.
+            UsageError: the request brings a configuration or files: models come from the server's own folder alone.
+        """
+        name = bundle_name(request.model_name)
+        client.check(name)
+        if self._control is None:
+            raise PermissionDeniedError("models are not loaded over the wire here; see narrows serve --allow-load")
+        if not client.may_load:
+            raise PermissionDeniedError("this token may not load and unload models; its line in the file lacks +load")
+        if set(request.parameters) - {"unload_dependents"}:
+            raise UsageError("models come from the server's own folder: no configuration and no files are taken")
+        _log.info("loading is asked for", extra=fields(client=client.name, model=name, what=type(request).__name__))
+        return self._control, name
 
 
 class _Stream:
@@ -230,4 +294,4 @@ def _deadline_ms(request: pb.ModelInferRequest, left_s: float | None) -> int:
 
 
 def _stack(arrays: list[np.ndarray[Any, Any]], model: OipModel) -> np.ndarray[Any, Any]:
-    return np.stack(arrays) if model.manifest.batched or model.split else arrays[0]
+    return np.stack(arrays) if model.manifest.batched or model.kind is Kind.SPLIT else arrays[0]

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol as arrays, and back."""
+"""Tensors of the Open Inference Protocol as arrays, and back: for a server's requests and a device's responses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...protos import oip_pb2 as pb
-from ...runtime.errors import FrameError, FrameTooLargeError, ShapeError
+from ..protos import oip_pb2 as pb
+from .errors import FrameError, FrameTooLargeError, ShapeError
 
 Array = NDArray[Any]
 
+OipTensor = pb.ModelInferRequest.InferInputTensor | pb.ModelInferResponse.InferOutputTensor
+
+SERVICE = "inference.GRPCInferenceService"
+TAIL = ".tail"
+"""Behind a bundle's name: a model that takes the symbols of its first cut as they are."""
 BYTES = "BYTES"
 _NAMES = {
     "BOOL": "bool",
@@ -58,28 +63,35 @@ def config_type_of(dtype: str) -> str:
     return f"TYPE_{datatype_of(dtype)}"
 
 
-def inputs_of(request: pb.ModelInferRequest, max_elements: int) -> dict[str, Array | list[bytes]]:
-    """The request's inputs by name: arrays of the shape that it says, or the elements of a BYTES tensor, flat.
+def tensors_of(
+    tensors: Sequence[OipTensor], raw_contents: Sequence[bytes], max_elements: int
+) -> dict[str, Array | list[bytes]]:
+    """A message's tensors by name: arrays of the shape that it says, or the elements of a BYTES tensor, flat.
+
+    Args:
+        tensors: the inputs of a request or the outputs of a response.
+        raw_contents: the message's raw contents; empty where the tensors carry typed ones.
+        max_elements: of one tensor.
 
     Raises:
         FrameError: an element type that is unknown, or contents in two places.
         ShapeError: contents that do not fill their shape.
         FrameTooLargeError: more elements than the cap; found before anything is made of them.
     """
-    raw = list(request.raw_input_contents)
-    if raw and len(raw) != len(request.inputs):
-        raise FrameError(f"{len(request.inputs)} inputs and {len(raw)} raw contents: give one for each, or none")
-    tensors: dict[str, Array | list[bytes]] = {}
-    for index, tensor in enumerate(request.inputs):
+    raw = list(raw_contents)
+    if raw and len(raw) != len(tensors):
+        raise FrameError(f"{len(tensors)} tensors and {len(raw)} raw contents: give one for each, or none")
+    found: dict[str, Array | list[bytes]] = {}
+    for index, tensor in enumerate(tensors):
         shape = tuple(tensor.shape)
         if any(d < 0 for d in shape):
             raise ShapeError(f"{tensor.name!r} has the shape {list(shape)}")
         if math.prod(shape) > max_elements:
             raise FrameTooLargeError(f"{math.prod(shape)} elements in {tensor.name!r}; at most {max_elements}")
         if any(name.startswith("shared_memory") for name in tensor.parameters):
-            raise FrameError(f"{tensor.name!r} lies in shared memory; this server takes contents alone")
-        tensors[tensor.name] = _from_raw(tensor, shape, raw[index]) if raw else _from_contents(tensor, shape)
-    return tensors
+            raise FrameError(f"{tensor.name!r} lies in shared memory; contents alone are taken")
+        found[tensor.name] = _from_raw(tensor, shape, raw[index]) if raw else _from_contents(tensor, shape)
+    return found
 
 
 def elements_of(contents: bytes) -> list[bytes]:
@@ -116,7 +128,7 @@ def add_outputs(response: pb.ModelInferResponse, outputs: dict[str, Array], want
         response.raw_output_contents.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
 
 
-def _from_raw(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], raw: bytes) -> Array | list[bytes]:
+def _from_raw(tensor: OipTensor, shape: tuple[int, ...], raw: bytes) -> Array | list[bytes]:
     if tensor.datatype == BYTES:
         return _filled(tensor.name, shape, elements_of(raw))
     dtype = _dtype(tensor)
@@ -125,7 +137,7 @@ def _from_raw(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, .
     return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(shape).astype(dtype, copy=False)
 
 
-def _from_contents(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> Array | list[bytes]:
+def _from_contents(tensor: OipTensor, shape: tuple[int, ...]) -> Array | list[bytes]:
     if tensor.datatype not in _CONTENTS:
         raise FrameError(f"{tensor.name!r}: {tensor.datatype} comes as raw contents alone")
     values = list(getattr(tensor.contents, _CONTENTS[tensor.datatype]))
@@ -145,7 +157,7 @@ def _filled(name: str, shape: tuple[int, ...], elements: list[bytes]) -> list[by
     return elements
 
 
-def _dtype(tensor: pb.ModelInferRequest.InferInputTensor) -> np.dtype[Any]:
+def _dtype(tensor: OipTensor) -> np.dtype[Any]:
     if tensor.datatype not in _NAMES:
         raise FrameError(f"{tensor.name!r}: element type {tensor.datatype!r} is unknown here")
     return np.dtype(_NAMES[tensor.datatype])
