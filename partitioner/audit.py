@@ -63,7 +63,7 @@ class AuditOptions:
     examples: int = 6
     """Held-out pictures that are shown."""
     threads: int = 0
-    """Of the head; 0 for one a core."""
+    """Of head and training; 0 for one a core."""
 
     def __post_init__(self) -> None:
         if self.pictures < LEAST_PICTURES:
@@ -96,6 +96,8 @@ def audit(bundle: Bundle, data: Calibration, options: AuditOptions, progress: Pr
         cut.check_quality(quality)
     if manifest.preprocess is None or len(manifest.inputs) != 1:
         raise UsageError(f"{manifest.name!r} does not take one picture; what its features give away is not audited")
+    if options.threads:
+        torch.set_num_threads(options.threads)
     frames = read_frames(data, manifest.inputs, manifest.preprocess, options.pictures)
     if len(frames) < LEAST_PICTURES:
         raise SourceError(f"an audit takes {LEAST_PICTURES} pictures at least; {len(frames)} are there")
@@ -118,7 +120,7 @@ def audit(bundle: Bundle, data: Calibration, options: AuditOptions, progress: Pr
         name = f"quality {quality} ({cut.qualities[quality].bits:.3g} bits)"
         planes = as_planes(symbols, cut.crossing)
         bench.attack(name, planes, payload, training, partial(progress, f"quality {quality}: attacker"))
-        bench.jpeg(f"JPEG as large as {name}", payload)
+        bench.jpeg(name, payload)
     return Audit(
         schema=SCHEMA,
         model=manifest.name,
@@ -170,11 +172,12 @@ class _Bench:
         attacker = train_attacker(planes[self._learnt], self._truth[self._learnt], training, progress)
         self._judge(what, attacker.reconstruct(planes[self._held]), payload, attacker.steps)
 
-    def jpeg(self, what: str, payload: float) -> None:
-        """What as many bytes show of a picture, spent on the picture."""
+    def jpeg(self, beside: str, payload: float) -> None:
+        """What as many bytes show of a picture, spent on the picture; the smallest JPEG where none is so small."""
         coded = [jpeg_within(picture, payload) for picture in self._whole]
         made = torch.stack([_scaled(decoded, (self._truth.shape[2], self._truth.shape[3])) for decoded, _ in coded])
-        self.baseline(what, made, float(np.mean([size for _, size in coded])))
+        size_bytes = float(np.mean([size for _, size in coded]))
+        self.baseline(f"{'a' if size_bytes <= payload else 'the smallest'} JPEG, beside {beside}", made, size_bytes)
 
     def _judge(self, what: str, made: Tensor, size_bytes: float | None, steps: int | None) -> None:
         truth = self._truth[self._held]

@@ -66,7 +66,7 @@ class Attacker:
             `float32 [B, 3, H, W]`, 0…1.
         """
         with torch.no_grad():
-            return torch.cat([self.net(part) for part in torch.split(planes, _BATCH)])
+            return torch.cat([self.net(part) for part in torch.split(planes, _BATCH)]).clamp(0, 1)
 
 
 def as_planes(symbols: Sequence[Sequence[NDArray[np.generic]]], tensors: Sequence[CrossingTensor]) -> Tensor:
@@ -121,7 +121,7 @@ def train_attacker(planes: Tensor, pictures: Tensor, training: Training, progres
     draw = torch.Generator().manual_seed(training.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        net = _network(planes, (pictures.shape[2], pictures.shape[3]))
+        net = _network(planes, pictures)
     steps = _affordable(net, planes, pictures, training)
     optimiser = torch.optim.Adam(net.parameters(), lr=_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=_RATE, total_steps=steps + 1)
@@ -173,20 +173,24 @@ class _Residual(nn.Module):
         return made
 
 
-class _Crop(nn.Module):
-    def __init__(self, size: tuple[int, int]) -> None:
+class _FromMean(nn.Module):
+    """What is made is added to the mean picture, so that learning begins with what anyone knows."""
+
+    def __init__(self, pictures: Tensor) -> None:
         super().__init__()
-        self.size = size
+        self.mean: Tensor
+        self.register_buffer("mean", pictures.mean(0, keepdim=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, : self.size[0], : self.size[1]]
+        height, width = self.mean.shape[2:]
+        return self.mean + x[:, :, :height, :width]
 
 
-def _network(planes: Tensor, size: tuple[int, int]) -> nn.Module:
+def _network(planes: Tensor, pictures: Tensor) -> nn.Module:
     """From the planes' size up to half of the picture's, doubling (down by area where the planes are larger), and from
     there by shuffling channels into pixels (Shi et al., CVPR 2016), which costs a quarter of a layer at full size."""
     height, width = planes.shape[2:]
-    half = tuple(-(-side // 2) for side in size)
+    half = tuple(-(-side // 2) for side in pictures.shape[2:])
     layers: list[nn.Module] = [_Standard(planes)]
     if height > half[0] or width > half[1]:
         # What two neighbours say apart becomes channels first, so that it is not averaged away.
@@ -200,5 +204,7 @@ def _network(planes: Tensor, size: tuple[int, int]) -> nn.Module:
         narrower = max(_LEAST_WIDTH, channels // 2) if min(height, width) > 8 else channels
         layers += [nn.Upsample((height, width)), nn.Conv2d(channels, narrower, 3, padding=1), nn.ReLU()]
         channels = narrower
-    layers += [_Residual(channels), nn.Conv2d(channels, 12, 3, padding=1), nn.PixelShuffle(2), _Crop(size), nn.Sigmoid()]
+    last = nn.Conv2d(channels, 12, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    layers += [_Residual(channels), last, nn.PixelShuffle(2), _FromMean(pictures)]
     return nn.Sequential(*layers)
