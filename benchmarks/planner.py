@@ -3,11 +3,12 @@
     python benchmarks/planner.py [--bundle TRAINED --images FOLDER] [--cuts 4] [--rounds 9] [--json]
 
 Three models: MobileNetV2 from the material, torchvision's ResNet-18 (random weights: times and bytes are real, answers
-are not), and, where --bundle names one, a trained bottleneck. Each is profiled by a device process whose computing
-takes so many times as long as here (it sleeps the rest), against a running server. Then every candidate point (cuts ×
-qualities, two pictures to offload, local) is measured end to end over six emulated links, in turns and on the same
-pictures, and held against the prediction. The plan is the point of least predicted latency. What the emulator itself is
-late by, on a ping of a hundred bytes, is measured first and counted to the transport.
+are not), and, where --bundle names one, a trained bottleneck. The device is a process whose graphs and coder take so
+many times as long as their quickest runs here (it sleeps the rest): a steady slow board. It is profiled against a
+running server. Then every candidate point (cuts × qualities, two pictures to offload, local) is measured end to end
+over six emulated links, in turns and on the same pictures, and held against the prediction. The plan is the point of
+least predicted latency. What the emulator itself is late by, on a ping of a hundred bytes, is measured first and
+counted to the transport.
 
 The queue's model is held against frames that come at random to a running server, at shares of what it can answer.
 """
@@ -32,10 +33,11 @@ from typing import Any
 
 import harness
 import numpy as np
-from narrows.device import Device, DeviceOptions
+from narrows.device import Device, DeviceOptions, open_source
 from narrows.device import stages as device_stages
 from narrows.device.emulator import LinkEmulator
 from narrows.device.local import LocalModel
+from narrows.device.offload import picture_frame
 from narrows.device.policies import Choice, View
 from narrows.device.schedule import parse_link
 from narrows.planner.choose import Constraints, best_of
@@ -44,6 +46,7 @@ from narrows.planner.predict import Prediction, predict
 from narrows.planner.profile import Profile, read, write
 from narrows.planner.queueing import BatchCurve, solve
 from narrows.profiling import ProfileOptions, open_bundle, profile_bundles
+from narrows.profiling import serving as profiling_serving
 from narrows.profiling import whole as profiling_whole
 from narrows.profiling.frames import read_frames
 from narrows.profiling.model import CuttingOptions, profile_model
@@ -80,28 +83,34 @@ class Model:
 # The device's process.
 
 
-def slow_down(factor: float) -> None:
-    """Let all that the device computes take `factor` times as long as its quickest run of the same kind so far."""
-    least: dict[Any, float] = {}
+def paced(factor: float, pace: dict[str, float], *, learn: bool) -> None:
+    """Let all that the device computes take `factor` times what the pace says it takes here.
 
-    def slowed(run: Any, key: Any) -> Any:
-        def instead(*arguments: Any, **options: Any) -> Any:
+    Args:
+        factor: of the device to its pace.
+        pace: seconds by kind of work.
+        learn: write the quickest runs down in `pace`, and delay nothing.
+    """
+
+    def instead(run: Any, kind: Any) -> Any:
+        def timed(*arguments: Any, **options: Any) -> Any:
             began = time.perf_counter()
             result = run(*arguments, **options)
-            took = time.perf_counter() - began
-            kind = key(*arguments)
-            least[kind] = min(took, least.get(kind, took))
-            time.sleep(max(0.0, factor * least[kind] - took))
+            took, name = time.perf_counter() - began, kind(*arguments)
+            if learn:
+                pace[name] = min(took, pace.get(name, took))
+            else:
+                time.sleep(max(0.0, factor * pace[name] - took))
             return result
 
-        return instead
+        return timed
 
-    Head.run = slowed(Head.run, lambda head, *_: id(head))  # type: ignore[method-assign]
-    LocalModel.run = slowed(LocalModel.run, lambda model, *_: id(model))  # type: ignore[method-assign]
-    FrameCodec.pack = slowed(FrameCodec.pack, lambda codec, _i, _s, quality, *_: (id(codec), quality))  # type: ignore[method-assign]
-    for module in (device_stages, profiling_whole):
+    Head.run = instead(Head.run, lambda head, *_: f"head {head.cut.name}")  # type: ignore[method-assign]
+    LocalModel.run = instead(LocalModel.run, lambda *_: "whole")  # type: ignore[method-assign]
+    FrameCodec.pack = instead(FrameCodec.pack, lambda codec, _i, _s, q, *_: f"code {codec.cut.name} {q}")  # type: ignore[method-assign]
+    for module in (device_stages, profiling_whole, profiling_serving):
         picture = module.picture_frame
-        module.picture_frame = slowed(picture, lambda _i, _p, quality, *form: ("picture", quality, form))  # type: ignore[attr-defined]
+        module.picture_frame = instead(picture, lambda _i, _p, quality, *_: f"picture {quality}")  # type: ignore[attr-defined]
 
 
 class Told:
@@ -115,14 +124,20 @@ class Told:
 
 
 def as_device(job: Mapping[str, Any]) -> None:
-    """Profile, or measure points; JSON on stdout."""
-    slow_down(job["factor"])
-    if job["task"] == "profile":
+    """Learn the pace, profile, or measure points; JSON on stdout."""
+    pace = dict(job.get("pace", {}))
+    paced(job["factor"], pace, learn=job["task"] == "pace")
+    if job["task"] != "measure":
         options = ProfileOptions(
-            images=Path(job["images"]), frames=job["frames"], server=job["address"], encodings=OFFLOADS, memory=False
+            images=Path(job["images"]),
+            frames=job["frames"],
+            on_device=job["task"] == "pace",
+            server=job.get("address"),
+            encodings=OFFLOADS,
+            memory=False,
         )
         made = profile_bundles([open_bundle(job["bundle"], on_device=True)], options)
-        sys.stdout.buffer.write(write(made))
+        sys.stdout.buffer.write(write(made) if job["task"] == "profile" else json.dumps(pace).encode())
         return
     pictures = [np.asarray(array) for array in np.load(job["pictures"])]
     points = [Point(**point) for point in job["points"]]
@@ -159,11 +174,9 @@ def device_process(job: Mapping[str, Any]) -> bytes:
     return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
 
 
-def profiled(model: Model, address: str, factor: float, frames: int, folder: Path) -> Profile:
-    job = {"task": "profile", "bundle": str(model.bundle), "images": str(model.images), "frames": frames}
-    text = device_process({**job, "address": address, "factor": factor})
-    path = folder / f"{model.name}-{factor:g}.json"
-    path.write_bytes(text)
+def profiled(model: Model, job: Mapping[str, Any], folder: Path) -> Profile:
+    path = folder / f"{model.name}-{job['factor']:g}.json"
+    path.write_bytes(device_process({**job, "task": "profile"}))
     return read(path)
 
 
@@ -195,13 +208,10 @@ def echo(listener: socket.socket) -> None:
             connection.sendall(data)
 
 
-def measured(
-    model: Model, address: str, link: str, factor: float, points: Sequence[Point], rounds: int, pictures: Path
-) -> dict[Point, list[dict[str, float]]]:
-    with LinkEmulator(address, parse_link(link)) as emulated:
-        job = {"task": "measure", "bundle": str(model.bundle), "pictures": str(pictures), "rounds": rounds}
-        job |= {"points": [asdict(point) for point in points], "address": emulated.address, "factor": factor}
-        said = json.loads(device_process(job))
+def measured(job: Mapping[str, Any], link: str, points: Sequence[Point]) -> dict[Point, list[dict[str, float]]]:
+    with LinkEmulator(job["address"], parse_link(link)) as emulated:
+        own = {"task": "measure", "points": [asdict(point) for point in points], "address": emulated.address}
+        said = json.loads(device_process({**job, **own}))
     return {Point(**one["point"]): one["ms"] for one in said}
 
 
@@ -228,9 +238,14 @@ def study(model: Model, options: argparse.Namespace, folder: Path) -> Iterator[d
     save_pictures(model, pictures)
     late_ms = emulator_lateness_ms()
     print(f"the emulator is late by {late_ms:.2f} ms a round trip", file=sys.stderr)
+    job = {"bundle": str(model.bundle), "images": str(model.images), "frames": options.frames, "rounds": options.rounds}
+    job |= {"pictures": str(pictures), "factor": 1.0}
+    job["pace"] = json.loads(device_process({**job, "task": "pace"}))
     with server_process(model.bundle) as served:
+        job["address"] = served.address
         for factor in options.speeds:
-            profile = profiled(model, served.address, factor, options.frames, folder)
+            job["factor"] = factor
+            profile = profiled(model, job, folder)
             assert profile.transport is not None
             transport = replace(profile.transport, fixed_ms=profile.transport.fixed_ms + max(0.0, late_ms))
             profile = replace(profile, transport=transport)
@@ -239,7 +254,7 @@ def study(model: Model, options: argparse.Namespace, folder: Path) -> Iterator[d
             for link in options.links:
                 predictions = candidates(predict(profile, None, link_of(link)), options.qualities)
                 points = [one.point for one in predictions]
-                taken = measured(model, served.address, link, factor, points, options.rounds, pictures)
+                taken = measured(job, link, points)
                 yield {
                     "model": model.name,
                     "slower": factor,
@@ -260,11 +275,12 @@ def study(model: Model, options: argparse.Namespace, folder: Path) -> Iterator[d
 
 
 def save_pictures(model: Model, path: Path) -> None:
-    from narrows.device import open_source
-
+    """Of the model's pictures those at evenly spread ranks of their size as JPEG: so few stand for all of them."""
     bundle = Bundle.open(model.bundle, Half.DEVICE)
     found = [item.arrays[0] for item in open_source(model.images, bundle.manifest) if item.error is None]
-    np.save(path, np.stack(found[:: max(1, len(found) // PICTURES)][:PICTURES]))
+    found.sort(key=lambda picture: picture_frame(0, picture, 75).payload_bytes)
+    ranks = (np.arange(PICTURES) + 0.5) / PICTURES * len(found)
+    np.save(path, np.stack([found[int(rank)] for rank in ranks]))
 
 
 def row(case: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,7 +330,7 @@ def queueing(model: Model, seconds: float) -> Iterator[dict[str, Any]]:
     The server's graphs have one thread, so that the frames' sender and gRPC have a core of their own.
     """
     bundle = Bundle.open(model.bundle)
-    cut = min(bundle.manifest.cuts, key=lambda one: one.qualities[-1].payload_bytes if one.qualities else 0.0)
+    cut = max(bundle.manifest.cuts, key=lambda one: bundle.manifest.files[one.tail].size)
     quality, draw = len(cut.qualities) - 1, random.Random(5)
     with server_process(model.bundle, "--threads", 1) as served:
         options = ProfileOptions(images=model.images, frames=8, server=served.address, encodings=(), memory=False)

@@ -48,6 +48,9 @@ class DropName(StrEnum):
     OLDEST = "oldest"
 
 
+Provider = Annotated[
+    str | None, typer.Option(help="Execution provider, such as cuda or cpu; the quickest here, found by trial.")
+]
 Tls = Annotated[bool, typer.Option("--tls", help="Encrypt, trusting the usual authorities; implied by --ca.")]
 Ca = Annotated[Path | None, typer.Option(help="The authority of the server's certificate (PEM).")]
 Cert = Annotated[Path | None, typer.Option(help="This device's own certificate (PEM).")]
@@ -102,9 +105,7 @@ def run(
     window: Annotated[int, typer.Option(min=1, help="Frames under way at once, at most.")] = 8,
     drop: Annotated[DropName, typer.Option(help="Frames that come too fast: wait, or skip some.")] = DropName.BLOCK,
     threads: Threads = 0,
-    provider: Annotated[
-        str | None, typer.Option(help="Execution provider, such as cuda or cpu; the quickest here, found by trial.")
-    ] = None,
+    provider: Provider = None,
     cpus: Annotated[str | None, typer.Option(help="Cores that this process may use, such as 2,3 or 0-3.")] = None,
     link: Annotated[
         str | None, typer.Option(help="Emulate a link: 10mbit,20ms,1% or trace:FILE (time, rate, delay).")
@@ -151,7 +152,7 @@ def run(
         timeout_s=timeout,
         window=window,
         drop=drop.value,
-        session=_session(threads, provider),
+        session=session_options(threads, provider),
         try_providers=provider is None,
         link=link_options(tls, ca, cert, key, token_file),
     )
@@ -221,7 +222,12 @@ def _policy(name: PolicyName, floor: float) -> Policy:
     return Static() if name is PolicyName.STATIC else Adaptive(cast("Objective", name.value), floor=floor)
 
 
-def _session(threads: int, provider: str | None) -> SessionOptions:
+def session_options(threads: int, provider: str | None) -> SessionOptions:
+    """How graphs are run, as the options above say.
+
+    Raises:
+        UsageError: a provider that is not here.
+    """
     from ..device.providers import by_name, with_provider
     from ..runtime.session import SessionOptions
 

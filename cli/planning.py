@@ -11,7 +11,7 @@ import typer
 from ..runtime.errors import UsageError
 from . import output, plans, reports
 from .app import Json, Threads, app, need
-from .device import Ca, Cert, Key, Tls, TokenFile, link_options
+from .device import Ca, Cert, Key, Provider, Tls, TokenFile, link_options, session_options
 from .model import NEEDS, Weights
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def profile(
         bool, typer.Option("--no-memory", help="Leave the graphs' memory out, which takes a process each.")
     ] = False,
     threads: Threads = 0,
+    provider: Provider = None,
     tls: Tls = False,
     ca: Ca = None,
     cert: Cert = None,
@@ -75,7 +76,6 @@ def profile(
     from ..planner.profile import write
     from ..profiling import ProfileOptions
     from ..report import Situation
-    from ..runtime.session import SessionOptions
 
     reports.check_page(report)
     options = ProfileOptions(
@@ -85,7 +85,8 @@ def profile(
         on_device=on_device,
         server=server,
         memory=not no_memory,
-        session=SessionOptions(threads=threads),
+        session=session_options(threads, provider),
+        try_providers=provider is None,
         link=link_options(tls, ca, cert, key, token_file),
     )
     with output.progress() as step:

@@ -36,7 +36,6 @@ _FRAMES = 8
 """Of each quality, one after the other."""
 _BURSTS = 4
 """Of each size."""
-_TIMEOUT_S = 30.0
 _CONNECTS = 7
 
 
@@ -63,7 +62,8 @@ class Client:
 
     def __init__(self, bundle: Bundle, address: str, options: ProfileOptions) -> None:
         greeting = Greeting(bundle.manifest.name, bundle.digest, Wanted(Form.TOP))
-        self._uplink = Uplink([address], greeting, UplinkOptions(timeout_s=_TIMEOUT_S, link=options.link))
+        self._timeout_s = options.timeout_s
+        self._uplink = Uplink([address], greeting, UplinkOptions(timeout_s=options.timeout_s, link=options.link))
 
     def __enter__(self) -> Client:
         self._uplink.open()
@@ -82,7 +82,7 @@ class Client:
         self._uplink.send(
             Parcel(
                 frame=frame,
-                expires=time.monotonic() + _TIMEOUT_S,
+                expires=time.monotonic() + self._timeout_s,
                 pack=lambda _coder: frame,
                 done=lambda parcel, result: done(_answer(parcel, result)),
             )
@@ -251,7 +251,7 @@ class _Remote:
     def _transport(self, profile: Profile, how: str) -> Profile:
         """A straight line through link times over sizes, less the round trip of the link itself."""
         fixed_ms, byte_ms = straight_line([a.wire_bytes for a in self.answers], [a.link_ms for a in self.answers])
-        rtt_ms, here = _round_trip(self.address)
+        rtt_ms, here = _round_trip(self.address, self.options.timeout_s)
         return replace(
             profile,
             # Over a real link, what a byte takes is the link's and not the transport's.
@@ -308,7 +308,7 @@ def _batches(client: Client, frames: Sequence[CodedFrame], most: int) -> Iterato
     return (Batch(frames_of_run, timing_of(times).ms) for frames_of_run, times in sorted(seen.items()))
 
 
-def _round_trip(address: str) -> tuple[float, bool]:
+def _round_trip(address: str, timeout_s: float) -> tuple[float, bool]:
     """How long a TCP connection takes to be made, in milliseconds, and whether the server is on this machine.
 
     Raises:
@@ -319,7 +319,7 @@ def _round_trip(address: str) -> tuple[float, bool]:
     try:
         for _ in range(_CONNECTS):
             began = time.perf_counter()
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S) as connection:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as connection:
                 times.append((time.perf_counter() - began) * 1000)
                 peer = ipaddress.ip_address(connection.getpeername()[0])
                 here = peer.is_loopback or connection.getpeername()[0] == connection.getsockname()[0]

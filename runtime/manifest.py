@@ -319,7 +319,7 @@ def parse(text: bytes, where: object) -> Manifest:
     """
     try:
         schema = msgspec.json.decode(text, type=dict[str, Any]).get("schema")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{where}: {MANIFEST} is no JSON object ({error})") from None
     if schema != SCHEMA:
         raise BundleError(f"{where}: bundle schema {schema!r}; this release reads {SCHEMA}. Cut the model again")
