@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..device import Outcome
     from ..device.policies import Objective, Policy
     from ..runtime.link import LinkOptions
+    from ..runtime.point import Point
     from ..runtime.session import SessionOptions
 
 
@@ -49,6 +50,9 @@ class DropName(StrEnum):
     OLDEST = "oldest"
 
 
+Provider = Annotated[
+    str | None, typer.Option(help="Execution provider, such as cuda or cpu; the quickest here, found by trial.")
+]
 Tls = Annotated[bool, typer.Option("--tls", help="Encrypt, trusting the usual authorities; implied by --ca.")]
 Ca = Annotated[Path | None, typer.Option(help="The authority of the server's certificate (PEM).")]
 Cert = Annotated[Path | None, typer.Option(help="This device's own certificate (PEM).")]
@@ -92,8 +96,8 @@ def run(
         PolicyName, typer.Option(help="Always the given point, or the best for an objective, frame by frame.")
     ] = PolicyName.STATIC,
     offload: Annotated[
-        int | None,
-        typer.Option(min=1, max=95, help="Let the policy send the picture itself, as JPEG of this quality."),
+        str | None,
+        typer.Option(help="Let the policy send the picture itself: 90, a JPEG's quality, or webp:80."),
     ] = None,
     floor: Annotated[float, typer.Option(min=0, max=1, help="Least agreement with the whole model that counts.")] = 0.0,
     deadline_ms: Annotated[float | None, typer.Option(help="When an answer is due, counted from the input.")] = None,
@@ -107,9 +111,7 @@ def run(
     window: Annotated[int, typer.Option(min=1, help="Frames under way at once, at most.")] = 8,
     drop: Annotated[DropName, typer.Option(help="Frames that come too fast: wait, or skip some.")] = DropName.BLOCK,
     threads: Threads = 0,
-    provider: Annotated[
-        str | None, typer.Option(help="Execution provider, such as cuda or cpu; the quickest here, found by trial.")
-    ] = None,
+    provider: Provider = None,
     cpus: Annotated[str | None, typer.Option(help="Cores that this process may use, such as 2,3 or 0-3.")] = None,
     link: Annotated[
         str | None, typer.Option(help="Emulate a link: 10mbit,20ms,1% or trace:FILE (time, rate, delay).")
@@ -165,7 +167,7 @@ def run(
         wanted=Wanted(Form.TENSORS if save_outputs else Form.TOP, tails=tuple(tail or ())),
         coders=(coder,) if coder else tuple(labels()),
         policy=_policy(policy, floor),
-        offload=offload,
+        offload=offload_point(offload) if offload else None,
         open_inference=OpenInference(model) if protocol is Protocol.OIP else None,
         deadline_ms=deadline_ms,
         fallback=fallback.value,
@@ -173,7 +175,7 @@ def run(
         timeout_s=timeout,
         window=window,
         drop=drop.value,
-        session=_session(threads, provider),
+        session=session_options(threads, provider),
         try_providers=provider is None,
         link=link_options(tls, ca, cert, key, token_file),
     )
@@ -286,12 +288,31 @@ def _policy(name: PolicyName, floor: float) -> Policy:
     return Static() if name is PolicyName.STATIC else Adaptive(cast("Objective", name.value), floor=floor)
 
 
-def _session(threads: int, provider: str | None) -> SessionOptions:
+def session_options(threads: int, provider: str | None) -> SessionOptions:
+    """How graphs are run, as the options above say.
+
+    Raises:
+        UsageError: a provider that is not here.
+    """
     from ..device.providers import by_name, with_provider
     from ..runtime.session import SessionOptions
 
     options = SessionOptions(threads=threads)
     return options if provider is None else with_provider(options, by_name(provider))
+
+
+def offload_point(text: str) -> Point:
+    """The point that `--offload` names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    from ..runtime.point import Point
+
+    form, _, quality = text.rpartition(":")
+    if form not in ("", "jpeg", "webp") or not quality.isdecimal():
+        raise UsageError(f"--offload takes a JPEG's quality, such as 90, or a format's, such as webp:80; {text!r} came")
+    return Point("offload", quality=int(quality), format="webp" if form == "webp" else "jpeg")
 
 
 def link_options(

@@ -108,16 +108,18 @@ class Engine:
 
     def _offload(self) -> tuple[Point, float] | None:
         """The point at which the picture itself is sent, where that is allowed, and a first guess of its bytes."""
-        quality, manifest = self._options.offload, self.bundle.manifest
-        if quality is None:
+        wanted, manifest = self._options.offload, self.bundle.manifest
+        if wanted is None:
             return None
-        check_offloadable(manifest, quality)
+        point = Point("offload", quality=wanted) if isinstance(wanted, int) else wanted
+        assert point.quality is not None
+        check_offloadable(manifest, point.quality)
         if not set(self._options.wanted.tails).issubset({self._cut.tail_name}):
             raise UsageError(
                 "the whole model answers for a cut's own tail alone; leave --offload or the other tails out"
             )
         assert manifest.preprocess is not None
-        return Point("offload", quality=quality), _JPEG_BYTES * manifest.preprocess.height * manifest.preprocess.width
+        return point, _JPEG_BYTES * manifest.preprocess.height * manifest.preprocess.width
 
     def open(self) -> None:
         """Begin to connect."""

@@ -10,6 +10,7 @@ from ..runtime.answer import Wanted
 from ..runtime.cost import PowerModel
 from ..runtime.errors import UsageError
 from ..runtime.link import LinkOptions
+from ..runtime.point import Point
 from ..runtime.session import SessionOptions
 from .live import Drop
 from .oip import OpenInference
@@ -42,9 +43,9 @@ class DeviceOptions:
     exit_confidence: float | None = None
     """Ask the early exit at the cut first, and send nothing where it is at least so sure, 0…1. None: it is never asked
     before the server."""
-    offload: int | None = None
-    """Quality of the JPEG, 1 to 95, where the policy may also send the picture itself to a server that holds the whole
-    model; None where it may not."""
+    offload: int | Point | None = None
+    """Quality of the JPEG, 1 to 95, or a point such as `Point("offload", quality=80, format="webp")`, where the policy
+    may also send the picture itself to a server that holds the whole model; None where it may not."""
     open_inference: OpenInference | None = None
     """The server is a stock one of the Open Inference Protocol, and this model there is the cut's tail: symbols go
     uncoded. None for Narrows' own server."""
@@ -73,6 +74,8 @@ class DeviceOptions:
             codec.by_label(label)
         if self.open_inference is not None and (self.offload is not None or self.wanted.tails):
             raise UsageError("a stock server holds one tail: no further tails, and no whole model for pictures")
+        if isinstance(self.offload, Point) and (self.offload.mode != "offload" or self.offload.quality is None):
+            raise UsageError(f"{self.offload} sends no picture; an offload point has a quality")
         if self.window < 1:
             raise UsageError(f"a window of {self.window} frames is none; give 1 or more")
         if self.timeout_s <= 0 or (self.stall_s is not None and self.stall_s <= 0):

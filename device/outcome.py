@@ -94,7 +94,12 @@ class Outcome:
             "error": None if self.error is None else str(self.error),
             "top": Answer(self.outputs, self.top).top_to_json(),
             "tails": {tail: answer.top_to_json() for tail, answer in self.answers.items()},
-            "point": {"mode": self.point.mode, "cut": self.point.cut, "quality": self.point.quality},
+            "point": {
+                "mode": self.point.mode,
+                "cut": self.point.cut,
+                "quality": self.point.quality,
+                **({"format": self.point.format} if self.point.mode == "offload" else {}),
+            },
             "provenance": self.provenance,
             "confidence": None if self.confidence is None else round(self.confidence, 4),
             "attempts": self.attempts,

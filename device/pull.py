@@ -39,7 +39,7 @@ from ..runtime.link import LinkOptions, open_channel
 from ..runtime.manifest import Half
 from ..runtime.session import SessionOptions
 from .backoff import Backoff
-from .conversation import reason
+from .conversation import APPLICATION, reason
 from .local import LocalModel
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,8 @@ def roll_back(target: Path) -> Bundle:
 def newest(stub: SplitInferenceStub, server: str, model: str) -> str:
     """As `newest_digest`, over a connection that is there."""
     with _told(server):
-        described = stub.Describe(pb.DescribeRequest(model=model), timeout=_ASK_S)
+        request, metadata = pb.DescribeRequest(model=model), [(APPLICATION, model)]
+        described = stub.Describe(request, timeout=_ASK_S, metadata=metadata)
     for one in described.models:
         if one.name == model:
             return str(one.bundle)
@@ -214,10 +215,11 @@ def _append(
     """Write the chunks from the offset on; the sha256 that the whole is to have."""
     with _told(server), part.open("ab") as stream:
         # No deadline for the whole: a slow link is no fault. The watch is on the single chunk.
-        chunks = stub.FetchHead(request, wait_for_ready=True)
+        chunks = stub.FetchHead(request, wait_for_ready=True, metadata=[(APPLICATION, request.model)])
         watch = _Watch(chunks, options.chunk_s)
         try:
-            first = next(chunks)
+            # A proxy may say an error in the wake of an empty message.
+            first = next(chunk for chunk in chunks if chunk.ByteSize())
             _check(first, request, server, options.max_bytes, part.parent)
             total, sha256, size = first.total_bytes, str(first.sha256), int(request.offset)
             chunk: pb.FetchHeadChunk | None = first

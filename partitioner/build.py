@@ -127,13 +127,13 @@ def cut_model(
         tell("proving the cut", 0, 1)
         plan = make_plan(loaded, _names(at), _names(until), calibrate=calibrate, preprocess=wanted, limit=frames)
         tell("proving the cut", 1, 1)
-        cut, outputs = _write(plan, calibrate_steps(plan, quantiser, tell), writer, tell)
-        _check_labels(names, outputs)
+        cut, outputs = write_cut(plan, calibrate_steps(plan, quantiser, tell), writer, tell)
+        check_labels(names, outputs)
         return writer.finish(
             Manifest(
                 schema=SCHEMA,
                 name=bundle_name(name or Path(output).name),
-                made_by=_made_by(),
+                made_by=made_by(),
                 batched=plan.graph.batched,
                 inputs=plan.inputs,
                 outputs=outputs,
@@ -156,10 +156,20 @@ def _names(given: str | Sequence[str] | None) -> Sequence[str]:
     return [given] if isinstance(given, str) else list(given or ())
 
 
-def _write(
+def write_cut(
     plan: Plan, tables: Mapping[str, QuantiserTable], writer: BundleWriter, tell: Progress
 ) -> tuple[Cut, tuple[OutputSpec, ...]]:
-    """Write the graphs and the golden vectors, and measure every quality."""
+    """Write the graphs and the golden vectors, and measure every quality.
+
+    Args:
+        plan: the cut, proven.
+        tables: quantiser tables of the tensors that cross; one without a table crosses as it is.
+        writer: of the bundle.
+        tell: told of every step.
+
+    Returns:
+        The cut, and what the model answers with.
+    """
     parts = split(plan.graph, plan.separation, tables)
     for part, proto in parts.protos().items():
         path = writer.add(f"{part}.onnx", _FILES[part])
@@ -281,7 +291,7 @@ def read_labels(labels: str | Path | Sequence[str] | None) -> tuple[str, ...]:
         raise SourceError(f"{labels}: no readable file of labels ({error})") from None
 
 
-def _check_labels(labels: Sequence[str], outputs: Sequence[OutputSpec]) -> None:
+def check_labels(labels: Sequence[str], outputs: Sequence[OutputSpec]) -> None:
     """Refuse names that cannot be those of the classes.
 
     Raises:
@@ -297,7 +307,8 @@ def bundle_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
 
 
-def _made_by() -> str:
+def made_by() -> str:
+    """Program, version, and what proved the cuts, as a manifest says it."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -233,13 +233,13 @@ def parse(text: bytes, where: object) -> Profile:
         raise ProfileError(f"{where} has {len(text)} bytes; a profile has {MAX_BYTES} at most")
     try:
         schema = msgspec.json.decode(text, type=dict[str, Any]).get("schema")
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProfileError(f"{where} is no profile: no JSON object ({error})") from None
     if schema != SCHEMA:
         raise ProfileError(f"{where} has profile schema {schema!r}; this release reads {SCHEMA}. Profile again")
     try:
         profile = msgspec.json.decode(text, type=Profile)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise ProfileError(f"{where} is no profile that narrows writes ({error})") from None
     _check(profile, where)
     return profile

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ..device.energy import find_meter
+from ..device.providers import choose
 from ..planner.profile import SCHEMA, CutProfile, Power, Profile, Whole
 from ..runtime.bundle import Bundle
 from ..runtime.errors import BundleError, UsageError
@@ -71,6 +72,9 @@ class _Session:
     """One profiling."""
 
     def __init__(self, bundles: Sequence[Bundle], options: ProfileOptions, tell: Progress) -> None:
+        if options.try_providers:
+            bundle = bundles[0]
+            options = replace(options, session=choose(bundle, bundle.manifest.cuts[0], options.session))
         self.bundles = bundles
         self.options = options
         self.tell = tell

@@ -90,6 +90,8 @@ class Quality:
     """Mean |split - whole| over all outputs."""
     agreement: Share | None = None
     """Share of the calibration data on which split and whole have the same best class; None for no classifier."""
+    accuracy: Share | None = None
+    """Share of held-out pictures on which the best class is the right one; None where no labels were given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,8 @@ class Manifest:
     """File name of the coder tables, where there are any."""
     local: str | None = None
     """File name of the whole model for the device, where the bundle carries it."""
+    accuracy: Share | None = None
+    """Of the whole model, or of the teacher of a trained bottleneck, on the pictures that `Quality.accuracy` is of."""
     model: Digest | None = None
     """sha256 of the uncut model as it was loaded, weights included: bundles of one model have the same."""
 
@@ -317,7 +321,7 @@ def parse(text: bytes, where: object) -> Manifest:
     """
     try:
         schema = msgspec.json.decode(text, type=dict[str, Any]).get("schema")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{where}: {MANIFEST} is no JSON object ({error})") from None
     if schema != SCHEMA:
         raise BundleError(f"{where}: bundle schema {schema!r}; this release reads {SCHEMA}. Cut the model again")

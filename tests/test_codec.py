@@ -35,7 +35,7 @@ def tensors(draw, levels=LEVELS, max_side=9):
 
 @pytest.mark.parametrize("label", labels())
 @given(case=tensors())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_coder_gives_back_the_exact_symbols_within_the_cap(label, case):
     spec, symbols = case
     bound = by_label(label).bind(spec)
@@ -50,7 +50,7 @@ def test_every_coder_gives_back_the_exact_symbols_within_the_cap(label, case):
 
 @pytest.mark.skipif(not has_kernel(), reason="the kernel is not built here, so there is nothing to compare")
 @given(case=tensors(levels=LEVELS[1:], max_side=7), tabled=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_twin_and_kernel_write_and_read_the_same_bytes(case, tabled):
     spec, symbols = case
     if not symbols.size:
@@ -78,7 +78,7 @@ def test_twin_and_kernel_agree_on_several_states(shape, states):
 
 @pytest.mark.skipif(not has_kernel(), reason="the kernel is not built here, so there is nothing to compare")
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_twin_and_kernel_refuse_the_same_payloads(data):
     spec, symbols = data.draw(tensors(levels=(4, 16, 200, 1000), max_side=5).filter(lambda c: c[1].size))
     table = default_table(Geometry.of(spec))
@@ -226,7 +226,7 @@ def test_the_wrong_table_is_refused_or_shows_in_the_symbols():
 
 
 @given(case=tensors(levels=(2, 5, 16, 256, 1000), max_side=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_trained_table_codes_anything_and_survives_its_stored_form(case):
     spec, symbols = case
     if not symbols.size:
@@ -267,7 +267,7 @@ def test_tables_of_another_tensor_and_damaged_tables_are_refused():
 
 
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_table_with_one_byte_changed_is_refused_or_harmless(at, value):
     spec = SymbolSpec((4, 6, 6), np.dtype(np.uint8), 16, 0)
     stored = bytearray(pack(Geometry.of(spec), crooked_table(spec)))

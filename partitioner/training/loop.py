@@ -172,20 +172,20 @@ class Training:
         self, stage: int, pictures: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         x = self._pictures(pictures)
-        with torch.no_grad():
-            features = self.halves.front(x)
-            wanted = self.halves.tail.tapped(features)
         quality = draw_qualities(len(x), self.options.qualities, generator).to(x.device)
-        made = self.student.made(x, quality, generator)
+        lower = self.options.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
+            with torch.no_grad():
+                features = self.halves.front(x)
+                wanted = self.halves.tail.tapped(features)
+            made = self.student.made(x, quality, generator)
         parts = self._parts(stage, made, [features, *wanted[1:]], wanted[0], labels.to(x.device))
-        if made.bits is not None:
-            # Where the encoder is frozen the rate is what it is.
-            if stage == 0 or not self.options.encoder_frozen:
-                parts["rate"] = self.control.loss(made.bits, quality)
-                total = self.batches.steps * self.options.epochs[stage]
-                done = (self.position.epoch * self.batches.steps + self.position.step) / total
-                assert made.true_bits is not None
-                self.control.follow(made.true_bits, quality, done, total)
+        # Where the encoder is frozen the rate is what it is.
+        if made.bits is not None and made.true_bits is not None and not (stage and self.options.encoder_frozen):
+            parts["rate"] = self.control.loss(made.bits, quality)
+            total = self.batches.steps * self.options.epochs[stage]
+            done = (self.position.epoch * self.batches.steps + self.position.step) / total
+            self.control.follow(made.true_bits, quality, done, total)
         loss = torch.stack(list(parts.values())).sum()
         told = {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
         if made.true_bits is not None:
@@ -306,21 +306,17 @@ def one_cycle(step: int, total: int) -> float:
 
 
 def _optimiser(student: Student, options: TrainOptions) -> torch.optim.Optimizer:
-    groups: dict[str, list[nn.Parameter]] = {"prior": [], "quantiser": [], "plain": [], "decayed": []}
+    """AdamW, with a group for each kind of parameter: how much faster it learns, and whether it decays."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
-        part = name.partition(".")[0]
-        if parameter.requires_grad:
-            groups[part if part in groups else "decayed" if parameter.ndim > 1 else "plain"].append(parameter)
-    faster = {"prior": _PRIOR_FASTER, "quantiser": _STEPS_FASTER}
-    made = [
-        {
-            "params": members,
-            "weight_decay": options.weight_decay if name == "decayed" else 0.0,
-            "faster": faster.get(name, 1.0),
-        }
-        for name, members in groups.items()
-        if members
-    ]
+        if not parameter.requires_grad:
+            continue
+        faster = {"prior": _PRIOR_FASTER, "quantiser": _STEPS_FASTER}.get(name.partition(".")[0], 1.0)
+        if name.startswith(student.kept):
+            faster = options.kept_rate
+        decays = parameter.ndim > 1 and faster <= 1
+        groups.setdefault((faster, options.weight_decay if decays else 0.0), []).append(parameter)
+    made = [{"params": ps, "weight_decay": decay, "faster": faster} for (faster, decay), ps in groups.items()]
     return torch.optim.AdamW(made, lr=options.rates[0])
 
 

@@ -10,8 +10,13 @@ from .batches import Augmentation
 
 Method = Literal["bottlefit", "entropic", "ladder"]
 Activation = Literal["auto", "relu", "gdn"]
+Precision = Literal["float32", "bfloat16"]
 Relaxation = Literal["straight-through", "noise"]
 
+AUTO = "auto"
+NO_STEM = "none"
+
+DEFAULT_BETA = (1e-3,)
 MAX_LEVELS = 256
 """A trained bottleneck's symbols fit into one byte."""
 
@@ -34,16 +39,19 @@ class TrainOptions:
     target_bytes: tuple[float, ...] = ()
     """Bytes a frame to train for, smallest first: one for `entropic`, one a quality for `ladder`. The multiplier of the
     rate then follows from the target. Empty: `beta` says what a byte costs."""
-    beta: tuple[float, ...] = (1e-3,)
+    beta: tuple[float, ...] = DEFAULT_BETA
     """Loss for each byte of a frame, one a quality, in the order of the qualities (so falling). Used where there is no
     target."""
 
     head_macs: int | None = None
     """Most multiply-accumulates of the encoder for one picture; half of the teacher's own head where None."""
     head_params: int | None = None
-    """Most parameters of the encoder; a 90th of a teacher of a million or more, and else what the head had."""
-    decoder_width: int = 96
-    """Channels inside the decoder."""
+    """Most parameters of the encoder; a 90th of a teacher of a million or more, a third of a smaller one's."""
+    stem: str = AUTO
+    """The module of the teacher up to which the encoder is the teacher's own; `none` for none. `auto`: as much as the
+    budget has room for under a teacher of a million parameters or more, and else none."""
+    decoder_width: int | None = None
+    """Channels inside the decoder; twice those of the teacher's features, from 32 to 128, where None."""
     decoder_blocks: int = 2
     """Residual blocks of the decoder, at the bottleneck's size."""
     activation: Activation = "auto"
@@ -54,6 +62,8 @@ class TrainOptions:
     batch: int = 128
     rates: tuple[float, float] = (2e-3, 1e-3)
     """Largest learning rate of each stage; AdamW, one cycle with a cosine's fall."""
+    kept_rate: float = 0.5
+    """Of these, for what comes from the teacher: stem and tail."""
     weight_decay: float = 1e-4
     freeze_encoder: bool | None = None
     """In stage 2. None: as the method has it (`entropic` yes, the others no)."""
@@ -78,11 +88,14 @@ class TrainOptions:
     threads: int = 0
     """Of torch; 0 leaves it as it is."""
     device: str = "cpu"
+    precision: Precision = "float32"
+    """`bfloat16` computes convolutions in it: for accelerators, and for processors that have it (AVX512-BF16, AMX).
+    Quantiser, prior and losses stay float32, and so does everything that is measured."""
     checkpoint_s: float = 60.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch besides."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("method", Method), ("activation", Activation)):
+        for name, kind in (("method", Method), ("activation", Activation), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"{name} is one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
         if self.relaxation not in get_args(Relaxation):

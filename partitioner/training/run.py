@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,15 @@ from .data import ImageData
 from .design import Pair, Price, design, prices
 from .loop import Progress, Training
 from .options import TrainOptions
+from .race import race_modules
 from .record import Recorder, Silent
 from .student import Student
 from .teacher import Halves, Teacher, split_teacher
+
+logger = logging.getLogger(__name__)
+
+_GDN_ALLOWANCE = 1.1
+"""Of the time that an encoder with ReLUs takes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def train(
     _check_classes(teacher, data)
     torch.manual_seed(options.seed)
     own = pair is not None
-    pair = pair or design(teacher, halves, options).make()
+    pair = pair or design(teacher, halves, options, choose_activation(teacher, halves, options)).make()
     table = tuple(prices(teacher, halves, pair))
     student = Student(pair, halves, options)
     for module in (teacher.module, halves.front, halves.tail, student):
@@ -85,6 +92,20 @@ def train(
     )
     training.run()
     return Trained(teacher, halves, student.eval().requires_grad_(False), options, table, Path(output))
+
+
+def choose_activation(teacher: Teacher, halves: Halves, options: TrainOptions) -> str:
+    """What the encoder is activated by: the paper's divisive normalisation where it costs next to nothing here."""
+    if options.activation != "auto":
+        return options.activation
+    designs = {name: design(teacher, halves, options, name) for name in ("gdn", "relu")}
+    if not any(layer.gdn for layer in designs["gdn"].layers):
+        return "relu"
+    state = torch.get_rng_state()
+    taken = race_modules({name: made.make().encoder for name, made in designs.items()}, teacher.example)
+    torch.set_rng_state(state)
+    logger.info("encoder with GDN %.3f ms, with ReLU %.3f ms", taken["gdn"], taken["relu"])
+    return "gdn" if taken["gdn"] <= _GDN_ALLOWANCE * taken["relu"] else "relu"
 
 
 def _check_classes(teacher: Teacher, data: ImageData) -> None:

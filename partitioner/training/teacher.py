@@ -117,9 +117,9 @@ class Halves:
 class Tail(nn.Module):
     """What comes after the cut. `forward` gives the answer, `tapped` the outputs of modules on the way as well."""
 
-    def __init__(self, graph: nn.Module, taps: Sequence[str]) -> None:
+    def __init__(self, body: nn.Module, taps: Sequence[str]) -> None:
         super().__init__()
-        self.graph = graph
+        self.body = body
         self.taps = tuple(taps)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Tail(nn.Module):
 
     def tapped(self, features: Tensor) -> list[Tensor]:
         """The answer, and then the taps in order."""
-        made: list[Tensor] = self.graph(features)
+        made: list[Tensor] = self.body(features)
         return made
 
 
@@ -154,8 +154,7 @@ def split_teacher(teacher: Teacher, at: str | None = None, taps: Sequence[str] |
         raise CutError(
             f"{at!r} puts out {shape or 'no single tensor'}; a bottleneck restores [batch, C, height, width]"
         )
-    proposed = [n for n in _spread_behind(at, seen) if _separate(teacher, n) is not None] if taps is None else None
-    chosen = list(taps if taps is not None else proposed or ())
+    chosen = list(taps) if taps is not None else _spread_behind(teacher, at, seen)
     parts = _separate(teacher, at, chosen)
     if parts is None:
         raise CutError(
@@ -177,11 +176,55 @@ def split_teacher(teacher: Teacher, at: str | None = None, taps: Sequence[str] |
 
 
 @dataclass(frozen=True)
+class Stem:
+    """A teacher's first layers, for an encoder to begin with."""
+
+    name: str
+    """Of the last module that belongs to it."""
+    module: nn.Module
+    """To be copied where it is to learn."""
+    shape: tuple[int, int, int]
+    """Of what it puts out: channels, height, width."""
+    params: int
+    macs: int
+
+
+def stem_at(teacher: Teacher, name: str) -> Stem:
+    """The teacher's layers up to a module's output.
+
+    Raises:
+        UnknownTensorError: no module of that name.
+        CutError: its output alone does not separate the network, or is no picture of features.
+    """
+    seen = _look(teacher)
+    _require(name, seen, teacher.name)
+    shape, parts = seen[name].shape, _separate(teacher, name)
+    if shape is None or len(shape) != 4 or parts is None:
+        raise CutError(f"{name!r} puts out no map of features that separates {teacher.name}; name another --stem")
+    return Stem(name, parts[0], shape[1:], params_of(parts[0]), macs_of(parts[0], teacher.example))
+
+
+def stems(teacher: Teacher, at: str) -> list[Stem]:
+    """All stems that end before a cut, shortest first."""
+    seen = _look(teacher)
+    found: dict[tuple[int, int], Stem] = {}
+    for name in sorted(seen, key=lambda n: (seen[n].order, n.count("."))):
+        shape = seen[name].shape
+        inside = seen[name].order >= seen[at].order or at.startswith(f"{name}.") or name.startswith(f"{at}.")
+        if shape is None or len(shape) != 4 or inside or (parts := _separate(teacher, name)) is None:
+            continue
+        stem = Stem(name, parts[0], shape[1:], params_of(parts[0]), macs_of(parts[0], teacher.example))
+        # An activation behind a convolution belongs to it: the later of two that cost the same.
+        found[stem.params, stem.macs] = stem
+    return list(found.values())
+
+
+@dataclass(frozen=True)
 class _Seen:
     """A module, as it ran."""
 
     shape: tuple[int, ...] | None
-    """Of its output, where that is one tensor."""
+    """Of its output, batch included, where that is one tensor."""
     share: float
     """Of the network's work that was done when it ended."""
     order: int
@@ -234,20 +277,26 @@ def _propose(teacher: Teacher, seen: dict[str, _Seen]) -> str:
     raise CutError(f"{teacher.name}: no module's output alone separates it; name one with --at")
 
 
-def _spread_behind(at: str, seen: dict[str, _Seen], count: int = 2) -> list[str]:
-    """Modules behind the cut that put out maps of features, evenly spread over the work that is left."""
+def _spread_behind(teacher: Teacher, at: str, seen: dict[str, _Seen], count: int = 2) -> list[str]:
+    """Modules behind the cut whose maps of features separate the rest, evenly spread over the work that is left."""
     start = seen[at].share
     later = [
         n for n, s in seen.items() if s.order > seen[at].order and s.shape and len(s.shape) == 4 and s.share > start
     ]
-    later = [n for n in later if not at.startswith(f"{n}.")]
+    later = [n for n in later if not at.startswith(f"{n}.") and min((seen[n].shape or (0,))[2:]) > 1]
     chosen: list[str] = []
     for i in range(count):
         goal = start + (1 - start) * (i + 1) / count
-        best = min(later, key=lambda n: (round(abs(seen[n].share - goal), 2), n.count(".")), default=None)
-        if best is not None and best not in chosen:
-            chosen.append(best)
+        order = sorted(later, key=lambda n: (round(abs(seen[n].share - goal), 2), n.count(".")))
+        free = (n for n in order if not any(_nested(n, other) for other in chosen))
+        found = next((n for n in free if _separate(teacher, n) is not None), None)
+        chosen += [found] if found is not None else []
     return chosen
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether a module is the other, or inside it, or around it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 class _Tracer(fx.Tracer):
@@ -328,7 +377,8 @@ def _load(source: str | Path | nn.Module, weights: str | Path | None) -> tuple[M
         if Path(source).suffix == ".onnx":
             return _from_onnx(Path(source)), Path(source).stem
         return module_from(source, weights), str(source).rpartition(":")[2]
-    return module_from(source, weights), type(source).__name__
+    made = module_from(source, weights)
+    return made, type(made.module).__name__
 
 
 def _from_onnx(path: Path) -> Module:
@@ -366,6 +416,6 @@ def _preprocess(text: str | Preprocess | None, size: Sequence[int]) -> Preproces
     return found
 
 
-def nominal_stride(halves: Halves, preprocess: Preprocess) -> int:
-    """Pixels a side to one column of the teacher's features, to the next power of two."""
-    return int(2 ** round(math.log2(max(1.0, preprocess.height / halves.features[1]))))
+def nominal_stride(features: tuple[int, int, int], image: tuple[int, int]) -> int:
+    """Pixels a side to one column of features `(C, height, width)`, to the next power of two."""
+    return int(2 ** round(math.log2(max(1.0, image[0] / features[1]))))
