@@ -6,10 +6,10 @@ import os
 import sys
 
 from ..runtime.errors import InternalError, NarrowsError, UsageError
-from . import bench, device, model, planning, server, whole
+from . import audit, bench, deploy, device, model, planning, server, train, whole
 from .app import app
 
-__all__ = ["app", "bench", "device", "main", "model", "planning", "server", "whole"]
+__all__ = ["app", "audit", "bench", "deploy", "device", "main", "model", "planning", "server", "train", "whole"]
 
 
 def main() -> None:

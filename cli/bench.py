@@ -78,12 +78,12 @@ def bench(
     from ..bench import BenchOptions, Load, Pace, run, write_csv
     from ..device import Point
 
-    splits = [Point("split", cut_name, q) for q in _numbers("--quality", quality, int)]
+    splits = [Point("split", cut_name, q) for q in numbers("--quality", quality, int)]
     points = splits or [Point("split", cut_name)]
     points += [Point("local")] * local
-    points += [Point("offload", quality=q) for q in _numbers("--offload", offload, int)]
-    loads = [Load(concurrency=n) for n in _numbers("--concurrency", concurrency, int)]
-    loads += [Load(rate=r) for r in _numbers("--rate", rate, float)]
+    points += [Point("offload", quality=q) for q in numbers("--offload", offload, int)]
+    loads = [Load(concurrency=n) for n in numbers("--concurrency", concurrency, int)]
+    loads += [Load(rate=r) for r in numbers("--rate", rate, float)]
     promise = _promise(find, p99_ms)
     options = BenchOptions(
         bundle=bundle,
@@ -114,7 +114,12 @@ def bench(
         raise FramesFailedError(f"not everything was measured: {result.ended}")
 
 
-def _numbers(option: str, text: str | None, kind: type[Number]) -> list[Number]:
+def numbers(option: str, text: str | None, kind: type[Number]) -> list[Number]:
+    """Numbers joined by commas.
+
+    Raises:
+        UsageError: they are none.
+    """
     try:
         return [kind(part) for part in text.split(",")] if text else []
     except ValueError:

@@ -18,6 +18,8 @@ from ..runtime.frame import Frame
 from ..runtime.link import LinkOptions, open_channel, wire_bytes
 from ..runtime.wire import PROTOCOL, frame_to_wire, reply_from_wire, wanted_to_wire
 
+APPLICATION = "application"
+"""Metadata that names the model, for proxies that route by it, such as Ray Serve's."""
 _CODE = "narrows-code"
 _SETUP_FAULTS = {
     grpc.StatusCode.UNIMPLEMENTED: "no Narrows server",
@@ -104,7 +106,7 @@ class Conversation:
         self._channel = open_channel(target, options)
         # gRPC takes the messages from the outbox in a thread of its own, which ends at None.
         stub = SplitInferenceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._call = stub.Stream(iter(self._outbox.get, None))
+        self._call = stub.Stream(iter(self._outbox.get, None), metadata=[(APPLICATION, greeting.model)])
 
     def events(self) -> Iterator[Event]:
         """What the server says, until the stream ends.
@@ -115,7 +117,8 @@ class Conversation:
         """
         try:
             for message in self._call:
-                yield self._event(message)
+                if message.WhichOneof("message") is not None:  # a proxy may say an error in the wake of an empty one
+                    yield self._event(message)
         except grpc.RpcError as error:
             raise reason(error, self.target) from None
         raise ServerUnavailableError(f"{self.target} ended the stream")

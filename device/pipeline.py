@@ -107,6 +107,8 @@ class Journey:
                 "payload_bytes": parcel.frame.payload_bytes,
                 "wire_bytes": parcel.wire_bytes,
             }
+        if self.input.picture is not None:
+            facts["picture"] = self.input.picture
         if self.early is not None:
             facts["confidence"] = self.early.confidence
         return Outcome(id=self.index, source=self.input.source, point=point, **facts)

@@ -38,7 +38,7 @@ from ..runtime.link import LinkOptions, open_channel
 from ..runtime.manifest import Half
 from ..runtime.session import SessionOptions
 from .backoff import Backoff
-from .conversation import reason
+from .conversation import APPLICATION, reason
 from .local import LocalModel
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def pull(server: str, model: str, target: Path, options: PullOptions | None = No
         raise BundleError(f"{target} is no link that a pull has made; choose another path, or move it away")
     with _stub(server, options) as stub:
         digest = newest(stub, server, model)
-        if target.exists() and (held := Bundle.open(target, Half.DEVICE)).digest == digest:
+        if target.exists() and (held := Bundle.open(target.resolve(), Half.DEVICE)).digest == digest:
             return held
         archive = _fetch(stub, server, model, digest, options)
     bundle = Bundle.open(archive, Half.DEVICE)
@@ -97,7 +97,8 @@ def pull(server: str, model: str, target: Path, options: PullOptions | None = No
         raise BundleError(f"{server} sent bundle {bundle.digest[:12]} for {digest[:12]}")
     try_here(bundle, options.session)
     place(bundle, target)
-    return Bundle.open(target, Half.DEVICE)
+    # By its own place: the link will point elsewhere one day, while this bundle is still at work.
+    return Bundle.open(target.resolve(), Half.DEVICE)
 
 
 def newest_digest(server: str, model: str, options: PullOptions | None = None) -> str:
@@ -153,7 +154,8 @@ def roll_back(target: Path) -> Bundle:
 def newest(stub: SplitInferenceStub, server: str, model: str) -> str:
     """As `newest_digest`, over a connection that is there."""
     with _told(server):
-        described = stub.Describe(pb.DescribeRequest(model=model), wait_for_ready=True, timeout=20)
+        request, metadata = pb.DescribeRequest(model=model), [(APPLICATION, model)]
+        described = stub.Describe(request, wait_for_ready=True, timeout=20, metadata=metadata)
     for one in described.models:
         if one.name == model:
             return str(one.bundle)
@@ -194,10 +196,11 @@ def _append(
     """Write the chunks from the offset on; the sha256 that the whole is to have."""
     with _told(server), part.open("ab") as stream:
         # No deadline for the whole: a slow link is no fault. The watch is on the single chunk.
-        chunks = stub.FetchHead(request, wait_for_ready=True)
+        chunks = stub.FetchHead(request, wait_for_ready=True, metadata=[(APPLICATION, request.model)])
         watch = _Watch(chunks, options.chunk_s)
         try:
-            first = next(chunks)
+            # A proxy may say an error in the wake of an empty message.
+            first = next(chunk for chunk in chunks if chunk.ByteSize())
             _check(first, request, server, options.max_bytes, part.parent)
             total, sha256, size = first.total_bytes, str(first.sha256), int(request.offset)
             chunk: pb.FetchHeadChunk | None = first

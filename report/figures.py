@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..planner.choose import Constraints, Objective
+from ..planner.choose import Constraints, Objective, best_of
 from ..planner.link import Link
 from ..planner.pair import Pair
 from ..planner.predict import Conditions, predict, queue_ms
@@ -80,8 +80,11 @@ def figures(situation: Situation) -> dict[str, Any]:
 
     Raises:
         ProfileError: profiles of two models.
+        NothingPlannedError: they have nothing in common that could be done with a frame.
     """
     device, server, link = situation.device, situation.server, situation.link
+    # Says why, where nothing can be planned at all; where the link is to blame, the sliders can mend that.
+    best_of(predict(device, server, Link(math.inf)))
     pair = Pair.of(device, server)
     transport, power, guess = pair.transport, device.power, situation.conditions.power
     machines = [device.machine.name] if device is server else [device.machine.name, server.machine.name]
@@ -122,8 +125,8 @@ def figures(situation: Situation) -> dict[str, Any]:
 
 
 def finite(rate_bps: float) -> float:
-    """A rate that JSON has and a slider can stand at: 100 Gbit/s for no limit."""
-    return min(rate_bps, 1e11)
+    """A rate that JSON has and a slider can stand at: 100 Gbit/s for no limit, 1 kbit/s where nothing passes."""
+    return min(max(rate_bps, 1e3), 1e11)
 
 
 def group(point: Point) -> str:
@@ -144,12 +147,12 @@ def points(situation: Situation) -> Iterator[PointParts]:
             point = Point("split", cut.name, number)
             timings = (cut.head, quality.encode, quality.decode, cut.tail, cut.final)
             yield _parts(point, known[point], timings, quality.payload, cut.tail_batches, queue)
-    queue = _queue(pair.server.whole.batches)
+    queue = _queue(pair.server_whole.batches)
     for encoding in pair.encodings():
         point = Point("offload", quality=encoding.quality, format=encoding.format)
         if point in known:
-            timings = (None, encoding.encode, encoding.decode, pair.server.whole.run, None)
-            yield _parts(point, known[point], timings, encoding.payload, pair.server.whole.batches, queue)
+            timings = (None, encoding.encode, encoding.decode, pair.server_whole.run, None)
+            yield _parts(point, known[point], timings, encoding.payload, pair.server_whole.batches, queue)
     if LOCAL in known:
         yield _parts(
             LOCAL, known[LOCAL], (pair.device.whole.run, None, None, None, None), None, (), (0.0,) * len(LOADS)

@@ -54,12 +54,12 @@ const narrows = {
     accuracy: one => one.drop ?? narrows.UNKNOWN_DROP,
   },
 
-  // The best of some predictions; where none keeps the bounds, the one whose worst excess is smallest.
+  // The best of some predictions; where none keeps the bounds, the nearest miss: the least product of all excesses.
   best(predictions, bounds, objective) {
     const cost = narrows.COSTS[objective], missed = predictions.map(one => narrows.misses(one, bounds));
-    const worst = predictions.map((_, i) => Math.max(1, ...Object.values(missed[i])));
-    const kept = predictions.some((_, i) => worst[i] === 1);
-    const keys = predictions.map((one, i) => kept ? [worst[i], cost(one), one.latency] : [worst[i], cost(one), 0]);
+    const excess = missed.map(factors => Object.values(factors).reduce((a, b) => a * b, 1));
+    const kept = excess.includes(1);
+    const keys = predictions.map((one, i) => [excess[i], cost(one), kept ? one.latency : 0]);
     let found = 0;
     for (let i = 1; i < keys.length; i++) if (narrows.before(keys[i], keys[found])) found = i;
     return { best: predictions[found], misses: missed[found] };

@@ -223,7 +223,7 @@ async function copy(button) {
 function showAudit(audit) {
   el("audit").hidden = false;
   el("audit-said").textContent = audit.says;
-  fill("leaks", ["what is sent", "bytes", "PSNR, dB", "SSIM"], audit.rows.map(row => [row.what, row.bytes === null ? "–" : row.bytes.toFixed(0), row.psnr_db.toFixed(1), row.ssim.toFixed(3)]));
+  fill("leaks", ["made again from", "bytes", "PSNR, dB", "SSIM"], audit.rows.map(row => [row.what, row.bytes === null ? "–" : row.bytes.toFixed(0), row.psnr_db.toFixed(1), row.ssim.toFixed(3)]));
   const columns = make("table");
   for (const row of audit.examples) {
     const tr = make("tr");

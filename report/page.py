@@ -6,22 +6,24 @@ import base64
 import hashlib
 import html
 import json
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..runtime.audit import Audit
 from ..runtime.errors import MissingDependencyError, UsageError
 from ..runtime.version import VERSION
 from .figures import Situation, figures
 
 
-def write_report(path: Path, situation: Situation | None, audit: dict[str, Any] | None = None) -> None:
+def write_report(path: Path, situation: Situation | None, audit: Audit | None = None) -> None:
     """Write the page.
 
     Args:
         path: the file, `.html`.
         situation: profiles, link and bounds; None for a page about an audit alone.
-        audit: what `audit` found, as values that JSON has.
+        audit: what came back out of the features.
 
     Raises:
         MissingDependencyError: without plotly.
@@ -35,18 +37,19 @@ def write_report(path: Path, situation: Situation | None, audit: dict[str, Any] 
         raise UsageError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
-def render(situation: Situation | None, audit: dict[str, Any] | None = None) -> str:
+def render(situation: Situation | None, audit: Audit | None = None) -> str:
     """The page's text.
 
     Raises:
         MissingDependencyError: without plotly.
         ProfileError: profiles of two models.
     """
-    values = {"audit": audit, "points": None, "notes": []} | ({} if situation is None else figures(situation))
-    name = values.get("model") or (audit or {}).get("model", "")
+    values: dict[str, Any] = {"audit": None if audit is None else asdict(audit), "points": None, "notes": []}
+    values |= {} if situation is None else figures(situation)
+    name = values.get("model") or (audit.model if audit is not None else "")
     values |= {"title": f"{name}: where to cut" if situation else f"{name}: what its features give away"}
     values |= {"subtitle": _subtitle(values, audit), "notes": _notes(values)}
-    scripts = {"plotly": _plotly(), "script": _part("formula.js") + _part("page.js")}
+    scripts = {"plotly": _plotly() if situation is not None else "", "script": _part("formula.js") + _part("page.js")}
     # Nothing but these very scripts runs, and nothing is loaded from, or sent to, anywhere.
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts.values())
     parts = {
@@ -67,10 +70,10 @@ def _embedded(values: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _subtitle(values: dict[str, Any], audit: dict[str, Any] | None) -> str:
+def _subtitle(values: dict[str, Any], audit: Audit | None) -> str:
     machines = values.get("machines")
     if machines is None:
-        return "" if audit is None else str(audit.get("bundle", ""))
+        return "" if audit is None else f"cut at {audit.cut}; {audit.bundle[:12]}"
     places = f"device {machines[0]}, server {machines[1]}" if len(machines) > 1 else f"both ends {machines[0]}"
     return f"{places}; {values['frames']} pictures; {str(values['digest'])[:12]}"
 
@@ -87,6 +90,14 @@ def _notes(values: dict[str, Any]) -> list[str]:
             "sliders evaluate the planner's own formula.",
             "Energy: " + ("the device's meter." if values["power"]["measured"] else "a model, not a measurement."),
         ]
+    if (audit := values["audit"]) is not None:
+        height, width = audit["size"]
+        notes.append(
+            f"Audit of {audit['cut']}: {audit['trained_on']} pictures to learn from, {audit['tried_on']} others to "
+            f"try, at {width}×{height}; seed {audit['seed']}."
+        )
+        if audit["cut_short"]:
+            notes.append("The audit's time was too short for all steps of the training.")
     return [*notes, f"narrows {VERSION}"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import random
@@ -14,15 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import browser
+from narrows.cli import app
 from narrows.planner.choose import COSTS, Constraints, best_of, plan
 from narrows.planner.link import Link
 from narrows.planner.predict import Conditions, predict
-from narrows.planner.profile import ProfileError
+from narrows.planner.profile import ProfileError, write
 from narrows.report import render, write_pictures, write_report
 from narrows.report.figures import LOADS
+from narrows.runtime.audit import Audit, Examples, Leak
 from narrows.runtime.errors import UsageError
 from PIL import Image
 from planned import HOSTILE, situation
+from typer.testing import CliRunner
 
 pytest.importorskip("plotly", reason="the report needs plotly")
 
@@ -239,6 +244,49 @@ def test_the_page_fits_a_phone_and_a_dark_room(page: Any) -> None:
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_an_audit_is_shown(page: Any, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    pixel = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    found = Audit(
+        schema=1,
+        model=HOSTILE,
+        bundle="2" * 64,
+        cut=HOSTILE,
+        trained_on=80,
+        tried_on=20,
+        size=(16, 16),
+        seed=0,
+        rows=(Leak("the mean picture", None, 12.3, 0.2), Leak(HOSTILE, 120.0, 24.5, 0.7, 400)),
+        examples=(Examples("the picture", (pixel, pixel)), Examples(HOSTILE, (pixel, pixel))),
+    )
+    write_report(tmp_path / "audit.html", None, found)
+    before = page.current_url
+    page.get(f"file://{tmp_path}/audit.html")
+    try:
+        assert found.says in page.find_element("id", "audit").text
+        assert HOSTILE in page.find_element("id", "leaks").text
+        assert "24.5" in page.find_element("id", "leaks").text
+        assert page.execute_script("return [...document.images].map(i => i.naturalWidth)") == [1] * 4
+        assert not page.find_element("id", "plan").is_displayed()
+        assert page.get_log("browser") == []
+    finally:
+        page.get(before)
+
+
+def test_the_verbs_write_pages(tmp_path: Path) -> None:
+    for name, one in (("device", SITUATION.device), ("server", SITUATION.server)):
+        (tmp_path / f"{name}.json").write_bytes(write(one))
+    words = ["plan", str(tmp_path / "device.json"), str(tmp_path / "server.json"), "--link", "5mbit,rtt=40ms"]
+    shown = ["-o", str(tmp_path / "report.html"), "--png", str(tmp_path / "figures")]
+    done = CliRunner().invoke(app, [*words, *shown])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 4
+    for wrong in (["-o", str(tmp_path / "report.pdf")], ["-o", str(tmp_path / "no" / "r.html")], ["--audit", "a.json"]):
+        assert isinstance(CliRunner().invoke(app, [*words, *wrong]).exception, UsageError)
 
 
 def test_pictures_for_papers(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ _SMALL_PARAMS_SHARE = 3
 _STEM_SHARE = 0.8
 """Of either budget, at most, that a stem found by itself may take."""
 _LARGE_TEACHER = 1_000_000
+_NARROWEST_DECODER, _WIDEST_DECODER = 32, 128
 _SMALLEST_SIDE = 4
 """Columns of a bottleneck, where nobody asks for a stride."""
 
@@ -128,8 +129,9 @@ def design(teacher: Teacher, halves: Halves, options: TrainOptions, activation: 
         options.head_macs or halves.front_macs // _MACS_SHARE,
     )
     stem = _stem(teacher, halves, options, budget, stride)
+    inner = options.decoder_width or min(_WIDEST_DECODER, max(_NARROWEST_DECODER, 2 * halves.features[0]))
     tried = [
-        Design(image, halves.features, stem, layers, options.decoder_width, options.decoder_blocks)
+        Design(image, halves.features, stem, layers, inner, options.decoder_blocks)
         for layers in _layers(stem, image, stride, options.channels, separable=large, gdn=activation == "gdn")
     ]
     fitting = [one for one in tried if budget.holds(*one.price)]
@@ -220,6 +222,5 @@ def _decoder(made: Design) -> nn.Module:
         convolution(made.layers[-1].outputs, inner, 3),
         *(Residual(inner) for _ in range(made.decoder_blocks)),
         nn.Upsample(size=(height, width), mode="nearest"),
-        convolution(inner, inner, 3),
         nn.Conv2d(inner, channels, 3, padding=1),
     )

@@ -172,20 +172,20 @@ class Training:
         self, stage: int, pictures: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         x = self._pictures(pictures)
-        with torch.no_grad():
-            features = self.halves.front(x)
-            wanted = self.halves.tail.tapped(features)
         quality = draw_qualities(len(x), self.options.qualities, generator).to(x.device)
-        made = self.student.made(x, quality, generator)
+        lower = self.options.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
+            with torch.no_grad():
+                features = self.halves.front(x)
+                wanted = self.halves.tail.tapped(features)
+            made = self.student.made(x, quality, generator)
         parts = self._parts(stage, made, [features, *wanted[1:]], wanted[0], labels.to(x.device))
-        if made.bits is not None:
-            # Where the encoder is frozen the rate is what it is.
-            if stage == 0 or not self.options.encoder_frozen:
-                parts["rate"] = self.control.loss(made.bits, quality)
-                total = self.batches.steps * self.options.epochs[stage]
-                done = (self.position.epoch * self.batches.steps + self.position.step) / total
-                assert made.true_bits is not None
-                self.control.follow(made.true_bits, quality, done, total)
+        # Where the encoder is frozen the rate is what it is.
+        if made.bits is not None and made.true_bits is not None and not (stage and self.options.encoder_frozen):
+            parts["rate"] = self.control.loss(made.bits, quality)
+            total = self.batches.steps * self.options.epochs[stage]
+            done = (self.position.epoch * self.batches.steps + self.position.step) / total
+            self.control.follow(made.true_bits, quality, done, total)
         loss = torch.stack(list(parts.values())).sum()
         told = {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
         if made.true_bits is not None:

@@ -25,7 +25,7 @@ _CLIP_DEVIATIONS = 2.5
 _FIRST_BITS = (1.5, 3.5)
 """A symbol, at the coarsest and at the finest quality, where no target says more."""
 _FIRST_EXTRA_BITS = 0.75
-"""A symbol's bits above the target: what is learned first needs room, and the rate then takes away what is not needed."""
+"""A symbol's bits above the target: what is learned first needs room, and the rate takes away what is not needed."""
 _COARSEST = 2.5
 """First step at most, in standard deviations; beyond, everything is zero and nothing learns."""
 

@@ -288,9 +288,15 @@ def _spread_behind(teacher: Teacher, at: str, seen: dict[str, _Seen], count: int
     for i in range(count):
         goal = start + (1 - start) * (i + 1) / count
         order = sorted(later, key=lambda n: (round(abs(seen[n].share - goal), 2), n.count(".")))
-        found = next((n for n in order if n not in chosen and _separate(teacher, n) is not None), None)
+        free = (n for n in order if not any(_nested(n, other) for other in chosen))
+        found = next((n for n in free if _separate(teacher, n) is not None), None)
         chosen += [found] if found is not None else []
     return chosen
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether a module is the other, or inside it, or around it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 class _Tracer(fx.Tracer):
@@ -371,7 +377,8 @@ def _load(source: str | Path | nn.Module, weights: str | Path | None) -> tuple[M
         if Path(source).suffix == ".onnx":
             return _from_onnx(Path(source)), Path(source).stem
         return module_from(source, weights), str(source).rpartition(":")[2]
-    return module_from(source, weights), type(source).__name__
+    made = module_from(source, weights)
+    return made, type(made.module).__name__
 
 
 def _from_onnx(path: Path) -> Module:
