@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from .runtime.bundle import Bundle, cache_folder
-from .runtime.errors import ServerUnavailableError
 from .runtime.link import wire_bytes
 from .runtime.session import open_session
+from .server_process import server_process
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all)."""
@@ -84,9 +83,9 @@ def run(*, fresh: bool, progress: Progress) -> Report:
     truth: dict[str, int] = json.loads((folder / "truth.json").read_text())
     ways = list(_without_a_cut(folder, bundle, truth))
     cut = bundle.manifest.cuts[0]
-    with _server(folder / "bundles") as address:
+    with server_process(folder / "bundles") as server:
         for quality in reversed(range(len(cut.qualities))):
-            answers = _stream(bundle.root, address, folder / "digits", "--quality", quality)
+            answers = _stream(bundle.root, server.address, folder / "digits", "--quality", quality)
             right = np.mean([answer["top"][0]["index"] == truth[Path(answer["source"]).name] for answer in answers])
             sent = np.mean([answer["wire_bytes"] for answer in answers])
             progress("streaming", len(cut.qualities) - quality, len(cut.qualities))
@@ -94,7 +93,7 @@ def run(*, fresh: bool, progress: Progress) -> Report:
                 Way(f"split, quality {quality} ({cut.qualities[quality].bits:.3g} bits)", float(right), float(sent))
             )
         progress("one at a time", 0, 1)
-        alone = _stream(bundle.root, address, folder / "digits", "--window", 1)
+        alone = _stream(bundle.root, server.address, folder / "digits", "--window", 1)
         progress("one at a time", 1, 1)
     return Report(
         cut=cut.name,
@@ -181,25 +180,6 @@ def _jpeg(picture: np.ndarray[Any, Any], quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
-
-
-@contextmanager
-def _server(bundles: Path) -> Iterator[str]:
-    """A server process on a free port of this machine; its address."""
-    command = [sys.executable, "-m", "narrows", "serve", str(bundles), "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise ServerUnavailableError(f"the server process ended with {process.wait()} before it listened")
-        yield json.loads(line)["address"]
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def _stream(bundle: Path, address: str, pictures: Path, *options: object) -> list[dict[str, Any]]:

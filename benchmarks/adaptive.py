@@ -28,13 +28,13 @@ import numpy as np
 from narrows.device import Device, DeviceOptions
 from narrows.device.emulator import LinkEmulator
 from narrows.device.local import LocalModel
-from narrows.device.outcome import LOCAL, Point
 from narrows.device.policies import Adaptive, Always, Choice, Neurosurgeon, Policy, Static, View
 from narrows.device.schedule import Schedule, read_trace
 from narrows.runtime.answer import Form, Wanted
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.halves import Head
 from narrows.runtime.manifest import Half
+from narrows.runtime.point import LOCAL, Point
 from narrows.runtime.session import SessionOptions
 
 SUBJECT = next(subject for subject in harness.SUBJECTS if subject.name == "mobilenet-v2")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from narrows.partitioner import CutPoint, Quantiser, cut_model, list_cuts
 from narrows.runtime.bundle import Bundle
+from narrows.server_process import server_process
 from rich.console import Console
 from rich.table import Table
 
@@ -118,15 +118,9 @@ SUBJECTS = (
 
 @contextmanager
 def server(bundles: Path) -> Iterator[str]:
-    """A server process on a free port of this machine; its address. It is told to stop in the end."""
-    command = [sys.executable, "-m", "narrows", "serve", str(bundles), "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["address"]
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    """The address of a server process on this machine."""
+    with server_process(bundles) as served:
+        yield served.address
 
 
 def machine() -> str:

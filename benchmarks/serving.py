@@ -24,7 +24,6 @@ import asyncio
 import multiprocessing
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -46,6 +45,7 @@ from narrows.runtime.halves import Tail
 from narrows.runtime.images import fit, load_image
 from narrows.runtime.session import SessionOptions
 from narrows.runtime.wire import frame_from_wire
+from narrows.server_process import server_process
 from triton_peer import triton_server
 
 SUBJECT = "mobilenet-v2"
@@ -148,17 +148,9 @@ def plain_server(bundle: Bundle) -> Iterator[tuple[str, int]]:
 @contextmanager
 def narrows_server(bundles: Path, *options: str) -> Iterator[tuple[str, int]]:
     """`narrows serve` in a process: address and process id."""
-    import json
-
     # One thread and one run at a time, as for everyone here: what is compared is the way to the graph.
-    sizes = ["--port", "0", "--threads", str(THREADS), "--runs", "1"]
-    command = [sys.executable, "-m", "narrows", "serve", str(bundles), *sizes]
-    with subprocess.Popen([*command, "--json", *options], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield json.loads(process.stdout.readline())["address"], process.pid
-        finally:
-            process.terminate()
+    with server_process(bundles, "--threads", THREADS, "--runs", 1, *options) as served:
+        yield served.address, served.pid
 
 
 @contextmanager

@@ -18,7 +18,7 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[str | None, typer.Option(help="A torch model's state dict, or `random`.")]
-_NEEDS = ("torch", "onnx", "onnxscript", "networkx")
+NEEDS = ("torch", "onnx", "onnxscript", "networkx")
 
 
 @app.command()
@@ -33,7 +33,7 @@ def cuts(
 
     Example: narrows cuts mobilenet_v2.onnx
     """
-    need("partition", *_NEEDS)
+    need("partition", *NEEDS)
     from ..partitioner import list_cuts
 
     output.cuts(list_cuts(model, max_tensors, weights=weights), show_all=show_all, as_json=as_json)
@@ -76,7 +76,7 @@ def cut(
 
     Example: narrows cut net.onnx --at relu_7 --calibrate photos/ --preprocess imagenet -o bundles/net
     """
-    need("partition", *_NEEDS)
+    need("partition", *NEEDS)
     from ..partitioner import Quantiser, cut_model
 
     replaced = output_path.exists()

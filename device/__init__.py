@@ -1,11 +1,12 @@
 """Bundle head and link in, outcomes out."""
 
+from ..runtime.cost import PowerModel
+from ..runtime.point import Point
 from .device import Device
 from .inputs import Input
 from .oip import OpenInference
 from .options import DeviceOptions
-from .outcome import Answer, Outcome, Point, Prediction
-from .planner import PowerModel
+from .outcome import Answer, Outcome, Prediction
 from .policies import Adaptive, Always, Neurosurgeon, Policy, Static
 from .run import run_source, save
 from .sources import open_source

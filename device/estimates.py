@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..runtime.cost import transfer_s
+
 
 class Duration:
     """A smoothed duration and its spread: mean and mean deviation with exponential weights (RFC 6298, section 2).
@@ -57,7 +59,7 @@ class LinkEstimate:
 
     def expected_s(self, size_bytes: float) -> float:
         """How long a frame of this size will take, there and back, without the server's own time."""
-        return self.delay_s + size_bytes * self.byte_s
+        return transfer_s(size_bytes, self.delay_s, self.byte_s)
 
     @property
     def goodput_bps(self) -> float:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import MissingDependencyError, UsageError
 from ..runtime.frame import CodedTensor, Frame, Mode, whole_frame
 from ..runtime.manifest import Manifest
+from ..runtime.point import PictureFormat
 
 
 def check_offloadable(manifest: Manifest, quality: int) -> None:
@@ -21,16 +22,17 @@ def check_offloadable(manifest: Manifest, quality: int) -> None:
     if manifest.preprocess is None or len(manifest.inputs) != 1:
         raise UsageError(f"{manifest.name!r} does not take one picture, so its input cannot be offloaded as one")
     if not 1 <= quality <= 95:
-        raise UsageError(f"a JPEG's quality is between 1 and 95, not {quality}")
+        raise UsageError(f"a picture's quality is between 1 and 95, not {quality}")
 
 
-def picture_frame(frame_id: int, picture: NDArray[np.uint8], quality: int) -> Frame:
-    """A picture, fitted to the model's size already, as a JPEG.
+def picture_frame(frame_id: int, picture: NDArray[np.uint8], quality: int, form: PictureFormat = "jpeg") -> Frame:
+    """A picture, fitted to the model's size already, as a JPEG or a WebP.
 
     Args:
         frame_id: unique within the stream.
         picture: `uint8` `[height, width, 3]`, RGB.
-        quality: 1 to 95, as JPEG libraries count it.
+        quality: 1 to 95, as the format's libraries count it.
+        form: the format.
 
     Raises:
         MissingDependencyError: without Pillow.
@@ -40,5 +42,5 @@ def picture_frame(frame_id: int, picture: NDArray[np.uint8], quality: int) -> Fr
     except ImportError:
         raise MissingDependencyError("compressing pictures needs Pillow: pip install pillow") from None
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    Image.fromarray(picture).save(file, form.upper(), quality=quality)
     return whole_frame(frame_id, Mode.OFFLOAD, [CodedTensor(file.getvalue())])

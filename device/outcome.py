@@ -8,26 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..runtime.answer import Array
 from ..runtime.errors import NarrowsError
+from ..runtime.point import Point
 
-Mode = Literal["split", "local", "offload"]
-Provenance = Literal["server", "local"]
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """The operating point of one frame: what was done with it."""
-
-    mode: Mode
-    cut: str | None = None
-    """Name of the cut; None where nothing was cut."""
-    quality: int | None = None
-    """Of the cut's ladder; of the JPEG for `offload`."""
-
-
-LOCAL = Point("local")
-"""The whole model on the device."""
+Provenance = Literal["server", "exit", "local"]
+"""A server, the early exit at the cut, or the whole model on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +63,10 @@ class Outcome:
     """Where tails were named: what each says, by its name, in their order. `outputs` and `top` are the first one's."""
     provenance: Provenance | None = None
     """Who answered; None for a frame that ended in an error."""
+    picture: NDArray[np.uint8] | None = None
+    """The input's, where its source was asked to keep it (`Input.picture`)."""
+    confidence: float | None = None
+    """The early exit's, 0…1, where it was asked, whoever answered then."""
     attempts: int = 0
     """How often the frame was sent."""
     payload_bytes: int = 0
@@ -81,10 +74,11 @@ class Outcome:
     wire_bytes: int = 0
     """What one sending of it takes in the TCP stream, with gRPC's and HTTP/2's framing."""
     ms: Mapping[str, float] = field(default_factory=dict)
-    """Durations in milliseconds: `source` (reading and fitting the input), `head`, `encode`, `link` (from the last
-    sending to the answer, without the server's time), the server's `queue`, `decode` and `tail`, `local` (the whole
-    model on the device), and `total` (from the input being there to the answer; what the other entries leave of it was
-    spent waiting for a stage or for a connection). Only what took place is listed."""
+    """Durations in milliseconds: `source` (reading and fitting the input), `head`, `exit` (the early exit), `encode`,
+    `link` (from the last sending to the answer, without the server's time), the server's `queue`, `decode` and `tail`,
+    `final` (the device's last graph of a three-way cut), `local` (the whole model on the device), and `total` (from the
+    input being there to the answer, so without `source`; what the other entries leave of it was spent waiting for a
+    stage or for a connection). Only what took place is listed."""
 
     @property
     def outcome(self) -> str:
@@ -100,8 +94,14 @@ class Outcome:
             "error": None if self.error is None else str(self.error),
             "top": Answer(self.outputs, self.top).top_to_json(),
             "tails": {tail: answer.top_to_json() for tail, answer in self.answers.items()},
-            "point": {"mode": self.point.mode, "cut": self.point.cut, "quality": self.point.quality},
+            "point": {
+                "mode": self.point.mode,
+                "cut": self.point.cut,
+                "quality": self.point.quality,
+                **({"format": self.point.format} if self.point.mode == "offload" else {}),
+            },
             "provenance": self.provenance,
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
             "attempts": self.attempts,
             "payload_bytes": self.payload_bytes,
             "wire_bytes": self.wire_bytes,
@@ -115,10 +115,12 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.server = 0
+        self.exit = 0
+        """Answered by the early exit, by choice or as a fallback."""
         self.local = 0
-        """Answered on the device, by choice or as a fallback."""
+        """Answered by the whole model on the device, by choice or as a fallback."""
         self.rescued = 0
-        """Of these, the frames that had been sent to a server first."""
+        """Answered on the device although they had been sent to a server."""
         self.errors: Counter[str] = Counter()
         """By code."""
         self.dropped = 0
@@ -134,8 +136,8 @@ class Tally:
         with self._lock:
             if outcome.error is not None:
                 self.errors[outcome.error.code] += 1
-            elif outcome.provenance == "local":
-                self.local += 1
-                self.rescued += outcome.attempts > 0
-            else:
-                self.server += 1
+                return
+            self.rescued += outcome.provenance != "server" and outcome.attempts > 0
+            self.server += outcome.provenance == "server"
+            self.exit += outcome.provenance == "exit"
+            self.local += outcome.provenance == "local"

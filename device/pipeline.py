@@ -16,18 +16,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from ..runtime.early_exit import EarlyAnswer
 from ..runtime.errors import NarrowsError
 from ..runtime.halves import Features
+from ..runtime.point import Point
 from .inputs import Input
-from .outcome import Outcome, Point
+from .outcome import Outcome
 from .tracing import FrameTrace
 from .uplink import Parcel
 from .window import Window
 
 log = logging.getLogger(__name__)
 
-_JOIN_S = 5.0
-"""How long `close` waits for a carrier: its source may be blocked in a camera's driver."""
+_JOIN_S = 2.0
+"""How long `close` waits for the carriers: their source may be blocked in a camera's driver, or in a pipe."""
 
 
 class Worker(Protocol):
@@ -61,6 +63,8 @@ class Journey:
     trace: FrameTrace | None = None
     """Its span, where somebody traces."""
     features: Features | None = None
+    early: EarlyAnswer | None = None
+    """What the early exit made of it, where it was asked."""
     parcel: Parcel | None = None
     """As it was handed to the uplink."""
     rescued: bool = False
@@ -103,6 +107,10 @@ class Journey:
                 "payload_bytes": parcel.frame.payload_bytes,
                 "wire_bytes": parcel.wire_bytes,
             }
+        if self.input.picture is not None:
+            facts["picture"] = self.input.picture
+        if self.early is not None:
+            facts["confidence"] = self.early.confidence
         return Outcome(id=self.index, source=self.input.source, point=point, **facts)
 
 
@@ -187,10 +195,11 @@ class Pipeline:
         """Stop taking inputs, and wait for the threads."""
         self._stopped = True
         self._window.open()
+        until = time.monotonic() + _JOIN_S
         for thread in self._threads:
-            thread.join(_JOIN_S)
-            if thread.is_alive():
-                log.warning("%s is still waiting for its source", thread.name)
+            thread.join(max(0.0, until - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            log.info("a thread is still waiting for its source, and ends with it")
 
     def _next(self) -> Outcome | None:
         with self._arrival:

@@ -5,37 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ..runtime.errors import UsageError
-from ..runtime.link import wire_bytes
+from ..runtime.cost import PowerModel, frame_wire_bytes
 from ..runtime.manifest import Cut
+from ..runtime.point import LOCAL, ON_DEVICE, Point
 from .breaker import Breaker
+from .early import EarlyEstimate
 from .estimates import Duration, LinkEstimate
-from .outcome import LOCAL, Point
 from .policies import Candidate, Choice, Policy, View
-
-_FRAME_BYTES = 40
-"""Of a frame's message beside its payload."""
-
-
-@dataclass(frozen=True, slots=True)
-class PowerModel:
-    """What a device draws, where it has no meter: a model, and said to be one.
-
-    The defaults are of the order of what is published for a Raspberry Pi 4 under load; measure your own board.
-    """
-
-    compute_w: float = 5.0
-    """While a graph or the coder runs."""
-    wait_w: float = 2.5
-    """While an answer is waited for."""
-    radio_w: float = 1.0
-    """In addition, while bytes leave."""
-
-    def __post_init__(self) -> None:
-        if min(self.compute_w, self.wait_w, self.radio_w) < 0:
-            raise UsageError("powers are not negative")
 
 
 class Planner:
@@ -47,6 +24,9 @@ class Planner:
         cuts: Sequence[Cut],
         power: PowerModel | None = None,
         offload: tuple[Point, float] | None = None,
+        *,
+        exit_answers: bool = False,
+        exit_confidence: float | None = None,
     ) -> None:
         """Begin with what the bundle's own table says.
 
@@ -55,6 +35,8 @@ class Planner:
             cuts: those whose heads are loaded.
             power: of this device.
             offload: the point at which the input itself is sent, and a first guess of its bytes.
+            exit_answers: an early exit may answer in a server's place, whatever its confidence.
+            exit_confidence: that of a frame that is not sent; None where the exit is not asked before.
         """
         self._policy = policy
         self._power = power or PowerModel()
@@ -70,6 +52,9 @@ class Planner:
             self._remote.append(offload[0])
             self._accuracy[offload[0]], self._bytes[offload[0]] = 1.0, offload[1]
         self._encode = {point: Duration() for point in self._remote}
+        self._exits = {cut.name: EarlyEstimate(cut.exit, exit_confidence) for cut in cuts if cut.exit}
+        self._exit_answers = exit_answers
+        self._asks_first = exit_confidence is not None
         self._heard_s = time.monotonic()
         self._unheard_frames = 0
         self._tried_s = 0.0
@@ -96,9 +81,10 @@ class Planner:
             now = time.monotonic()
             grace_s = deadline_s / 4 if deadline_s is not None else 1.0
             sendable = down_s <= grace_s and self.breaker.allows(now)
-            remote = self._remote if sendable or self.local is None else []
+            alone = self._alone()
+            remote = self._remote if sendable or alone is None else []
             view = View(
-                preferred=preferred if remote else LOCAL,
+                preferred=preferred if remote or alone is None else alone,
                 candidates=lambda: self._candidates(remote, oldest_s),
                 deadline_s=deadline_s,
                 unheard_s=now - max(self._heard_s, self._tried_s),
@@ -107,7 +93,7 @@ class Planner:
             choice = self._policy.choose(view)
             self.last_point = choice.point
             self.probes += choice.probe is not None
-            if choice.point.mode != "local" or choice.probe is not None:
+            if choice.point.mode not in ON_DEVICE or choice.probe is not None:
                 self.breaker.sent(now)
                 self._tried_s, self._unheard_frames = now, 0
             else:
@@ -129,6 +115,31 @@ class Planner:
         with self._lock:
             self._encode[point].observe(duration_s)
             self._bytes[point] += (payload_bytes - self._bytes[point]) / 4
+
+    def exit_took(self, cut: str, duration_s: float, *, sent: bool | None = None) -> None:
+        """An early exit has run.
+
+        Args:
+            cut: whose.
+            duration_s: how long it took.
+            sent: whether its frame is sent all the same; None where that was not the question.
+        """
+        with self._lock:
+            self._exits[cut].duration.observe(duration_s)
+            if sent is not None:
+                self._exits[cut].sent(sent)
+
+    def rescue_s(self, cut: str | None, *, whole: bool) -> float:
+        """How long an answer on the device takes, from the upper end of what was seen.
+
+        Args:
+            cut: whose early exit.
+            whole: by the whole model instead.
+        """
+        with self._lock:
+            if whole or cut not in self._exits:
+                return self.local.upper_s if self.local is not None else 0.0
+            return self._exits[cut].duration.upper_s
 
     def local_took(self, duration_s: float) -> None:
         """The whole model has run on the device."""
@@ -164,19 +175,25 @@ class Planner:
             self.breaker.failed(time.monotonic())
 
     def _candidates(self, remote: Sequence[Point], oldest_s: float) -> list[Candidate]:
-        whole = [] if self.local is None else [self._whole(self.local)]
-        return [*(self._sent(point, oldest_s) for point in remote), *whole]
+        whole = [] if self.local is None else [self._on_device(LOCAL, self.local, 1.0)]
+        exits = [self._exited(cut, early) for cut, early in self._exits.items() if self._exit_answers]
+        return [*(self._sent(point, oldest_s) for point in remote), *exits, *whole]
+
+    def _alone(self) -> Point | None:
+        """What the device can answer with when nothing can be sent."""
+        if self.local is not None:
+            return LOCAL
+        return next((early.point(cut) for cut, early in self._exits.items() if self._exit_answers), None)
 
     def _sent(self, point: Point, oldest_s: float) -> Candidate:
-        sent = wire_bytes(round(self._bytes[point]) + _FRAME_BYTES)
+        sent = frame_wire_bytes(self._bytes[point])
         head, encode = self._head.get(point.cut, Duration()), self._encode[point]
         server = self._server[point.cut]
         link_s = self.link.expected_s(sent)
         # A frame that has been out for longer than any should be says that the link is slower than it was.
         link_s += max(0.0, oldest_s - link_s - server.mean_s - 3 * self.link_spread.mean_s)
         compute_s = head.mean_s + encode.mean_s
-        power = self._power
-        return Candidate(
+        whole_way = Candidate(
             point,
             latency_s=compute_s + link_s + server.mean_s,
             device_s=compute_s,
@@ -184,20 +201,29 @@ class Planner:
             spread_s=head.spread_s + encode.spread_s + server.spread_s + self.link_spread.mean_s,
             wire_bytes=sent,
             accuracy=self._accuracy[point],
-            energy_j=power.compute_w * compute_s
-            + power.wait_w * (link_s + server.mean_s)
-            + power.radio_w * sent * self.link.byte_s,
+            energy_j=self._power.energy_j(compute_s, link_s + server.mean_s, sent * self.link.byte_s),
         )
+        if not self._asks_first or point.cut not in self._exits:
+            return whole_way
+        early = self._exits[point.cut]
+        return early.before(whole_way, self._exited(point.cut, early))
 
-    def _whole(self, local: Duration) -> Candidate:
-        took_s = local.mean_s
+    def _exited(self, cut: str, early: EarlyEstimate) -> Candidate:
+        head = self._head[cut]
+        both = Duration(head.mean_s + early.duration.mean_s)
+        both.spread_s = head.spread_s + early.duration.spread_s
+        point = early.point(cut)
+        assert point.quality is not None
+        return self._on_device(point, both, early.exit.qualities[point.quality].agreement)
+
+    def _on_device(self, point: Point, took: Duration, accuracy: float) -> Candidate:
         return Candidate(
-            LOCAL,
-            latency_s=took_s,
-            device_s=took_s,
+            point,
+            latency_s=took.mean_s,
+            device_s=took.mean_s,
             server_s=0.0,
-            spread_s=local.spread_s,
+            spread_s=took.spread_s,
             wire_bytes=0.0,
-            accuracy=1.0,
-            energy_j=self._power.compute_w * took_s,
+            accuracy=accuracy,
+            energy_j=self._power.energy_j(took.mean_s),
         )

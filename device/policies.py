@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..runtime.errors import UsageError
-from .outcome import Point
+from ..runtime.point import ON_DEVICE, Point
 
 Objective = Literal["latency", "accuracy", "energy", "bytes"]
 
@@ -148,7 +148,7 @@ class Adaptive:
         candidates = view.candidates()
         best = self._best(candidates, view.deadline_s)
         self._last = best.point
-        if best.point.mode != "local" or not self._is_due(view):
+        if best.point.mode not in ON_DEVICE or not self._is_due(view):
             return Choice(best.point)
         splits = [c for c in candidates if c.point.mode == "split"]
         return Choice(best.point, min(splits, key=lambda c: c.wire_bytes).point if splits else None)

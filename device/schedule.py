@@ -12,11 +12,13 @@ from pathlib import Path
 from ..runtime.errors import UsageError
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(bit|kbit|mbit|gbit)")
-_DELAY = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)(?:~(\d+(?:\.\d+)?)(us|ms|s))?")
+_DELAY = re.compile(r"(rtt=)?(\d+(?:\.\d+)?)(us|ms|s)(?:~(\d+(?:\.\d+)?)(us|ms|s))?")
 _LOSS = re.compile(r"(\d+(?:\.\d+)?)%")
 _BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_FORM = "10mbit,20ms,1% (rate, one-way delay, lost segments; 20ms~5ms for jitter), or trace:FILE"
+_FORM = (
+    "10mbit,20ms,1% (rate, one-way delay, lost segments; 20ms~5ms for jitter, rtt=40ms for a round trip), or trace:FILE"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class Schedule:
 def parse_link(text: str) -> Schedule:
     """A link out of `10mbit,20ms,1%`, or of a trace out of `trace:FILE`.
 
-    Every part may be left out. Rates are bit, kbit, mbit or gbit a second; delays are one way, as in `tc netem`.
+    Every part may be left out. Rates are bit, kbit, mbit or gbit a second; delays are one way, as in `tc netem`, or a
+    round trip, as in `rtt=40ms`, of which each way has half.
 
     Raises:
         UsageError: with the form that is expected.
@@ -119,8 +122,8 @@ def _state(parts: Iterable[str]) -> LinkState:
         if match := _RATE.fullmatch(part):
             rate_bps = float(match[1]) * _BITS[match[2]]
         elif match := _DELAY.fullmatch(part):
-            delay_s = float(match[1]) * _SECONDS[match[2]]
-            jitter_s = float(match[3]) * _SECONDS[match[4]] if match[3] else 0.0
+            delay_s = float(match[2]) * _SECONDS[match[3]] / (2 if match[1] else 1)
+            jitter_s = float(match[4]) * _SECONDS[match[5]] if match[4] else 0.0
         elif match := _LOSS.fullmatch(part):
             loss = float(match[1]) / 100
         else:

@@ -10,15 +10,18 @@ from dataclasses import dataclass, field, replace
 
 from ..runtime.answer import Array, Reply, TailAnswer, Wanted
 from ..runtime.bundle import Bundle
+from ..runtime.early_exit import EarlyAnswer, EarlyExit
 from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
 from ..runtime.frame import Frame, FrameCodec
 from ..runtime.halves import Features, Final, Head
+from ..runtime.point import LOCAL, Point
 from ..runtime.session import SessionOptions, graph_errors
 from .fallback import Fallback
 from .inputs import Input
 from .local import LocalModel
 from .offload import picture_frame
-from .outcome import LOCAL, Answer, Point, Provenance
+from .options import DeviceOptions
+from .outcome import Answer, Provenance
 from .pipeline import Journey
 from .planner import Planner
 from .policies import Choice
@@ -28,7 +31,9 @@ from .uplink import Parcel, Uplink
 log = logging.getLogger(__name__)
 
 _FORGIVEN = (LinkError, DrainingError, InternalError, BundleMismatchError)
-"""What the whole model on the device makes up for; any other error is the frame's own."""
+"""What an answer on the device makes up for; any other error is the frame's own."""
+_LATE_S = 0.02
+"""How late a fallback may be begun without being late: a thread's waking up on a busy board."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +47,20 @@ class CutParts:
     """Of each tail's answers."""
     final: Final | None = None
     """Of a three-way cut: what makes the model's outputs of the server's answer."""
+    exit: EarlyExit | None = None
+    """What answers from the head's features alone."""
 
     @classmethod
-    def load(cls, bundle: Bundle, index: int, options: SessionOptions, wanted: Wanted) -> CutParts:
+    def load(
+        cls, bundle: Bundle, index: int, options: SessionOptions, wanted: Wanted, *, exits: bool = False
+    ) -> CutParts:
         """Load the device's graphs of a cut, and try them on the golden frame.
+
+        Args:
+            bundle: the device's half at least.
+            index: of the cut.
+            options: how to run the graphs.
+            exits: load the early exit too, where there is one.
 
         Raises:
             BundleError: ONNX Runtime refuses a graph.
@@ -53,8 +68,9 @@ class CutParts:
         """
         cut = bundle.manifest.cuts[index]
         final = Final(bundle, cut, options) if cut.final is not None else None
+        early = EarlyExit(bundle, cut, options) if exits and cut.exit is not None else None
         readers = tail_readers(bundle.manifest, cut, wanted)
-        return cls(index, Head(bundle, cut, options), FrameCodec(bundle, index), readers, final)
+        return cls(index, Head(bundle, cut, options), FrameCodec(bundle, index), readers, final, early)
 
     def read(self, features: Features, reply: Reply, quality: int, tails: Sequence[str]) -> list[Answer]:
         """What each tail says, in the order in which they were asked for.
@@ -96,14 +112,20 @@ class Stages:
     """Names of the model's inputs, in order."""
     uplink: Uplink
     planner: Planner
-    timeout_s: float
+    options: DeviceOptions
     local: LocalModel | None = None
-    fallback: Fallback | None = field(init=False)
+    fallback: Fallback | None = field(init=False, default=None)
+    _early_cut: str | None = field(init=False, default=None)
+    """The cut whose exit answers in a server's place, where one may."""
 
     def __post_init__(self) -> None:
-        self.fallback = None
-        if self.local is not None:
-            self.fallback = Fallback(self._rescue, lambda: self.planner.local.upper_s if self.planner.local else 0.0)
+        for name, parts in self.halves.items():
+            if parts.exit is not None:
+                self.planner.exit_took(name, parts.exit.first_s)
+                if self.options.may_rescue("exit"):
+                    self._early_cut = self._early_cut or name
+        if self.local is not None or self._early_cut is not None:
+            self.fallback = Fallback(self._rescue, lambda: self._rescue_s(self._prefers_whole()))
 
     def compute(self, journey: Journey) -> None:
         """Choose the frame's point, and run the head or the whole model.
@@ -115,12 +137,15 @@ class Stages:
             raise journey.input.error
         choice = self._choose(journey)
         journey.point = choice.point
-        if choice.point.mode == "local":
-            self._answer_locally(journey)
-            if choice.probe is not None:
-                self._probe(journey, choice.probe)
-        elif choice.point.mode == "split":
+        if choice.point.mode == "split":
             journey.features = self._head(journey, choice.point)
+            self._exit_if_sure(journey, choice.point)
+        elif choice.point.mode == "exit":
+            self._answer_early(journey)
+        elif choice.point.mode == "local":
+            self._answer_locally(journey)
+        if choice.probe is not None:
+            self._probe(journey, choice.probe)
 
     def encode(self, journey: Journey) -> None:
         """Code the symbols and hand the frame over.
@@ -145,8 +170,11 @@ class Stages:
         if frame.error is not None:
             raise frame.error
         journey = Journey(0, frame, self, LOCAL, time.monotonic(), {}, lambda _journey, _outcome: None)
-        for name in self.halves:
-            self._head(journey, Point("split", name, 0))
+        for name, parts in self.halves.items():
+            point = Point("split", name, 0)
+            features = self._head(journey, point)
+            if parts.exit is not None:
+                self._ask_exit(journey, parts.exit, features, point)
         if self.local is not None:
             self._answer_locally(journey)
 
@@ -170,7 +198,7 @@ class Stages:
     def _picture(self, journey: Journey, point: Point) -> Parcel:
         assert point.quality is not None
         with _timed(journey, "encode") as timing:
-            frame = picture_frame(journey.index, journey.input.arrays[0], point.quality)
+            frame = picture_frame(journey.index, journey.input.arrays[0], point.quality, point.format)
         self.planner.coder_took(point, timing.duration_s, frame.payload_bytes)
         return self._for_uplink(journey, point, None, frame, lambda _coder: frame)
 
@@ -197,7 +225,7 @@ class Stages:
         frame: Frame,
         pack: Callable[[str], Frame],
     ) -> Parcel:
-        expires = journey.began + self.timeout_s
+        expires = journey.began + self.options.timeout_s
         if (trace := journey.trace) is not None:
             frame, plain = replace(frame, trace=trace.context), pack
             pack = lambda coder: replace(plain(coder), trace=trace.context)  # noqa: E731
@@ -225,7 +253,8 @@ class Stages:
         if isinstance(result, Reply) and error is None:
             self._measure(journey, point, parcel, result)
             try:
-                self._end(journey, point, self._read(point, features, result), "server")
+                if not journey.ended:
+                    self._end(journey, point, self._read(journey, point, features, result), "server")
             except NarrowsError as damage:
                 error = damage
         if error is not None and isinstance(error, _FORGIVEN):
@@ -242,11 +271,15 @@ class Stages:
         """Whether the whole model on the device sees to it that the frame ends."""
         return journey.ended or (self.fallback is not None and self.fallback.guard(journey, time.monotonic()))
 
-    def _read(self, point: Point, features: Features | None, reply: Reply) -> list[Answer]:
+    def _read(self, journey: Journey, point: Point, features: Features | None, reply: Reply) -> list[Answer]:
         """What device and server say together: the model, or each tail that was asked for."""
         if features is None or point.cut is None or point.quality is None:
             return [self.reader.read(reply.outputs, reply.top)]
-        return self.halves[point.cut].read(features, reply, point.quality, self.reader.wanted.tails)
+        parts, tails = self.halves[point.cut], self.reader.wanted.tails
+        if parts.final is None:
+            return parts.read(features, reply, point.quality, tails)
+        with _timed(journey, "final"):
+            return parts.read(features, reply, point.quality, tails)
 
     def _end(self, journey: Journey, point: Point, answers: Sequence[Answer], provenance: Provenance) -> None:
         first, named = answers[0], dict(zip(self.reader.wanted.tails, answers, strict=False))
@@ -265,6 +298,51 @@ class Stages:
 
     # Answers on the device.
 
+    def _exit_if_sure(self, journey: Journey, point: Point) -> None:
+        """End the frame here where the early exit is asked first and sure enough."""
+        least = self.options.exit_confidence
+        if least is None or point.cut is None or journey.features is None:
+            return
+        if (early := self.halves[point.cut].exit) is None:
+            return
+        journey.early = self._ask_exit(journey, early, journey.features, point, least)
+        if journey.early.confidence >= least:
+            self._end_early(journey, journey.early, point)
+
+    def _ask_exit(
+        self, journey: Journey, early: EarlyExit, features: Features, point: Point, least: float | None = None
+    ) -> EarlyAnswer:
+        assert point.cut is not None
+        assert point.quality is not None
+        with _timed(journey, "exit") as timing:
+            answer = early.run(features, point.quality)
+        sent = None if least is None else answer.confidence < least
+        self.planner.exit_took(point.cut, timing.duration_s, sent=sent)
+        return answer
+
+    def _answer_early(self, journey: Journey) -> None:
+        """Answer by the exit of the frame's own cut, on the features that are there; otherwise by the first exit."""
+        point, features = journey.point, journey.features
+        if features is None or point.cut is None or self.halves[point.cut].exit is None:
+            point = self._early_point(point)
+            features = self._head(journey, point)
+        assert point.cut is not None
+        early = self.halves[point.cut].exit
+        assert early is not None
+        if journey.early is None:
+            journey.early = self._ask_exit(journey, early, features, point)
+        self._end_early(journey, journey.early, point)
+
+    def _early_point(self, point: Point) -> Point:
+        if point.mode == "exit":
+            return point
+        assert self._early_cut is not None
+        return Point("exit", self._early_cut, len(self.halves[self._early_cut].head.cut.qualities) - 1)
+
+    def _end_early(self, journey: Journey, answer: EarlyAnswer, point: Point) -> None:
+        made_by = Point("exit", point.cut, point.quality)
+        self._end(journey, made_by, [self.reader.read(answer.outputs)], "exit")
+
     def _answer_locally(self, journey: Journey) -> None:
         assert self.local is not None
         with _timed(journey, "local") as timing:
@@ -274,7 +352,22 @@ class Stages:
 
     def _rescue(self, journey: Journey) -> None:
         """What the fallback does with a frame whose answer has not come."""
-        journey.do(self._answer_locally)
+        left_s = None if journey.deadline is None else journey.deadline - time.monotonic()
+        whole = self._prefers_whole()
+        if whole and self._early_cut is not None and left_s is not None:
+            # Others may have been before it, and the deadline is what counts.
+            whole = self._rescue_s(True) <= left_s + _LATE_S
+        journey.do(self._answer_locally if whole else self._answer_early)
+
+    def _prefers_whole(self) -> bool:
+        """Whether the whole model is what answers in a server's place."""
+        deadline_ms = self.options.deadline_ms
+        if self.local is None or self._early_cut is None or deadline_ms is None:
+            return self.local is not None
+        return self._rescue_s(True) <= deadline_ms / 1000 / 2
+
+    def _rescue_s(self, whole: bool) -> float:
+        return self.planner.rescue_s(self._early_cut, whole=whole)
 
 
 @dataclass(slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..runtime.point import Point
 from .breaker import State
-from .outcome import Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,12 @@ class Status:
     """What was done with the last frame."""
     server: int
     """Frames that a server answered."""
+    exit: int
+    """Frames that the early exit answered, by choice or as a fallback."""
     local: int
-    """Frames that the device answered, by choice or as a fallback."""
+    """Frames that the whole model on the device answered, likewise."""
     rescued: int
-    """Of these, the frames that had been sent to a server first."""
+    """Of both, the frames that had been sent to a server first."""
     errors: int
     dropped: int
     """Inputs that the drop policy let go."""

@@ -74,9 +74,9 @@ class Window:
             kind: frames of another kind take another time on the link.
         """
         with self._changed:
-            if kind != self._kind:
-                self._kind, self._link_ms = kind, float("inf")
             if "link" in ms:
+                if kind != self._kind:
+                    self._kind, self._link_ms = kind, float("inf")
                 self._link_ms = min(self._link_ms, ms["link"])
             self._seen += 1
             if self._relearns():

@@ -7,8 +7,24 @@ bundle = cut_model("model.onnx", cut.name, output="bundles/model", calibrate="ph
 
 from .build import cut_model, list_cuts
 from .load import load
+from .merge import can_merge, merge_bundles
 from .model import Model
+from .node_times import Survey, survey
 from .points import CutPoint, CutTensor
+from .preprocess import parse as parse_preprocess
 from .quantise import Quantiser
 
-__all__ = ["CutPoint", "CutTensor", "Model", "Quantiser", "cut_model", "list_cuts", "load"]
+__all__ = [
+    "CutPoint",
+    "CutTensor",
+    "Model",
+    "Quantiser",
+    "Survey",
+    "can_merge",
+    "cut_model",
+    "list_cuts",
+    "load",
+    "merge_bundles",
+    "parse_preprocess",
+    "survey",
+]

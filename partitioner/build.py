@@ -33,7 +33,7 @@ from .runner import Runner
 from .search import MAX_TENSORS
 from .shapes import OPAQUE, Dim, TensorInfo
 from .split import Crossing, Parts, split
-from .store import write
+from .store import model_digest, write
 from .tables import TABLES, payload_counter, write_tables
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def cut_model(
     """
     tell = progress or _quietly
     loaded = load(model, weights)
+    digest = model_digest(loaded.proto, loaded.folder)
     wanted = parse(preprocess, loaded)
     if wanted is not None:
         loaded = with_pictures(loaded, wanted)
@@ -126,13 +127,13 @@ def cut_model(
         tell("proving the cut", 0, 1)
         plan = make_plan(loaded, _names(at), _names(until), calibrate=calibrate, preprocess=wanted, limit=frames)
         tell("proving the cut", 1, 1)
-        cut, outputs = _write(plan, calibrate_steps(plan, quantiser, tell), writer, tell)
-        _check_labels(names, outputs)
+        cut, outputs = write_cut(plan, calibrate_steps(plan, quantiser, tell), writer, tell)
+        check_labels(names, outputs)
         return writer.finish(
             Manifest(
                 schema=SCHEMA,
                 name=bundle_name(name or Path(output).name),
-                made_by=_made_by(),
+                made_by=made_by(),
                 batched=plan.graph.batched,
                 inputs=plan.inputs,
                 outputs=outputs,
@@ -142,6 +143,7 @@ def cut_model(
                 labels=names,
                 local=_write_whole(plan, whole, writer),
                 tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
+                model=digest,
             )
         )
 
@@ -154,10 +156,20 @@ def _names(given: str | Sequence[str] | None) -> Sequence[str]:
     return [given] if isinstance(given, str) else list(given or ())
 
 
-def _write(
+def write_cut(
     plan: Plan, tables: Mapping[str, QuantiserTable], writer: BundleWriter, tell: Progress
 ) -> tuple[Cut, tuple[OutputSpec, ...]]:
-    """Write the graphs and the golden vectors, and measure every quality."""
+    """Write the graphs and the golden vectors, and measure every quality.
+
+    Args:
+        plan: the cut, proven.
+        tables: quantiser tables of the tensors that cross; one without a table crosses as it is.
+        writer: of the bundle.
+        tell: told of every step.
+
+    Returns:
+        The cut, and what the model answers with.
+    """
     parts = split(plan.graph, plan.separation, tables)
     for part, proto in parts.protos().items():
         path = writer.add(f"{part}.onnx", _FILES[part])
@@ -279,7 +291,7 @@ def read_labels(labels: str | Path | Sequence[str] | None) -> tuple[str, ...]:
         raise SourceError(f"{labels}: no readable file of labels ({error})") from None
 
 
-def _check_labels(labels: Sequence[str], outputs: Sequence[OutputSpec]) -> None:
+def check_labels(labels: Sequence[str], outputs: Sequence[OutputSpec]) -> None:
     """Refuse names that cannot be those of the classes.
 
     Raises:
@@ -295,7 +307,8 @@ def bundle_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
 
 
-def _made_by() -> str:
+def made_by() -> str:
+    """Program, version, and what proved the cuts, as a manifest says it."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

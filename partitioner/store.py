@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,23 @@ def write(proto: onnx.ModelProto, folder: Path | None, path: Path) -> Path | Non
                 _point(tensor, data.name, offset, len(tensor.raw_data))
     path.write_bytes(placed.SerializeToString())
     return data
+
+
+def model_digest(proto: onnx.ModelProto, folder: Path | None) -> str:
+    """sha256 of a model, its external data included.
+
+    Raises:
+        ExternalDataError: that cannot be read.
+    """
+    digest = hashlib.sha256(proto.SerializeToString(deterministic=True))
+    files = sorted({place(tensor)[0] for tensor in tensors(proto.graph) if is_external(tensor)})
+    for name in files:
+        try:
+            with ((folder or Path()) / name).open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise ExternalDataError(f"the external data in {name!r} cannot be read ({error})") from None
+    return digest.hexdigest()
 
 
 def place(tensor: TensorProto) -> tuple[str, int, int | None]:

@@ -13,9 +13,13 @@
     │   ├── OpsetError          a model newer than the installed ONNX or ONNX Runtime
     │   ├── ExternalDataError   weights in a file that is missing, too short, or outside the model's folder
     │   └── NothingToCutError   no tensor that could cross a link
+    ├── TrainingError           a training that cannot go on, or whose files are not its own
     ├── BundleError             a bundle that is damaged, incomplete or of another schema
     │   ├── BundleMismatchError the two ends hold halves of different bundles
     │   └── GoldenError         this machine does not reproduce the golden vectors
+    ├── PlanError               a plan that cannot be made
+    │   ├── ProfileError        a file that is no profile, of another schema, or of another model
+    │   └── NothingPlannedError no operating point can be taken at all
     ├── SourceError             an input that cannot be read as a frame
     ├── FramesFailedError       a run in which some frames ended in an error
     ├── FrameError              a frame that the contract forbids
@@ -32,6 +36,7 @@
     ├── DrainingError           the server is going down and takes no new frame
     ├── UnauthenticatedError    the server wants a token, and this is none of its own
     ├── PermissionDeniedError   the token does not cover this model
+    ├── DeployError             a step of `narrows deploy` that the device refuses
     └── InternalError           a fault of ours; the details are in the log, not in the text
 
 An error's text says what was expected, what was found, and what to do; it is written for strangers, so it never
@@ -105,6 +110,10 @@ class NothingToCutError(ModelError):
     code, exit_code = "nothing-to-cut", 19
 
 
+class TrainingError(NarrowsError):
+    code, exit_code, grpc_status = "training", 60, "FAILED_PRECONDITION"
+
+
 class BundleError(NarrowsError):
     code, exit_code, grpc_status = "bundle", 20, "FAILED_PRECONDITION"
 
@@ -115,6 +124,18 @@ class BundleMismatchError(BundleError):
 
 class GoldenError(BundleError):
     code, exit_code = "golden", 22
+
+
+class PlanError(NarrowsError):
+    code, exit_code, grpc_status = "plan", 60, "FAILED_PRECONDITION"
+
+
+class ProfileError(PlanError):
+    code, exit_code = "profile", 61
+
+
+class NothingPlannedError(PlanError):
+    code, exit_code = "nothing-planned", 62
 
 
 class SourceError(NarrowsError):
@@ -184,6 +205,10 @@ class UnauthenticatedError(NarrowsError):
 
 class PermissionDeniedError(NarrowsError):
     code, exit_code, grpc_status = "permission-denied", 57, "PERMISSION_DENIED"
+
+
+class DeployError(NarrowsError):
+    code, exit_code, grpc_status = "deploy", 65, "FAILED_PRECONDITION"
 
 
 class InternalError(NarrowsError):

@@ -35,7 +35,7 @@ class Features:
     outputs: dict[str, Array]
     """The model outputs that the head has already."""
     kept: dict[str, Array] = field(default_factory=dict)
-    """What the final graph of a three-way cut needs and no server sees: `Cut.kept`, and the model's inputs."""
+    """What no server sees: `Cut.kept`, and the model's inputs in a three-way cut."""
 
 
 class Head:
@@ -88,6 +88,15 @@ class Head:
         if self.cut.three_way:
             kept |= {spec.name: array for spec, array in zip(self._specs, inputs, strict=True)}
         return Features(tuple(arrays[:count]), outputs, kept)
+
+    @property
+    def providers(self) -> Sequence[str]:
+        """The execution providers that could really be loaded, best first."""
+        return [str(provider) for provider in self._session.get_providers()]
+
+    def end_profile(self) -> str:
+        """Path of ONNX Runtime's profile of the runs so far, where `SessionOptions.profile` asked for one."""
+        return str(self._session.end_profiling())
 
     def _check_golden(self, bundle: Bundle) -> None:
         golden = load_arrays(bundle, self.cut.golden_head)
@@ -173,7 +182,7 @@ class Tail:
                 if i < self._back:
                     _compare_symbols(answer[name], golden[f"output/{quality}/{i}"], self.cut, quality)
                 else:
-                    _compare_output(answer[name], golden[f"output/{quality}/{i}"], name, quality)
+                    compare_output(answer[name], golden[f"output/{quality}/{i}"], name, quality)
 
 
 class Final:
@@ -233,7 +242,7 @@ class Final:
         for quality in range(len(self.cut.qualities)):
             made = self._run({n: golden[f"input/{quality}/{i}"] for i, n in enumerate(self._inputs)}, quality)
             for i, name in enumerate(self.cut.final_outputs):
-                _compare_output(made[name], golden[f"output/{quality}/{i}"], name, quality)
+                compare_output(made[name], golden[f"output/{quality}/{i}"], name, quality)
 
 
 def check_tensor(spec: TensorSpec, array: Array) -> None:
@@ -270,7 +279,7 @@ def _compare_symbols(made: Symbols, golden: Symbols, cut: Cut, quality: int) -> 
             f"the head of {cut.name!r} makes {made.dtype} {made.shape}, not {golden.dtype} {golden.shape}"
         )
     if not np.issubdtype(made.dtype, np.integer):
-        _compare_output(made, golden, cut.name, quality)
+        compare_output(made, golden, cut.name, quality)
         return
     distance = np.abs(made.astype(np.int64) - golden.astype(np.int64))
     if distance.size and (distance.max() > SYMBOL_DISTANCE or np.mean(distance > 0) > SYMBOL_SHARE):
@@ -281,7 +290,12 @@ def _compare_symbols(made: Symbols, golden: Symbols, cut: Cut, quality: int) -> 
         )
 
 
-def _compare_output(made: Array, golden: Array, name: str, quality: int) -> None:
+def compare_output(made: Array, golden: Array, name: str, quality: int) -> None:
+    """Hold what this machine made of a golden input against what it should be.
+
+    Raises:
+        GoldenError: it is another.
+    """
     if made.shape != golden.shape or made.dtype != golden.dtype:
         raise GoldenError(f"{name!r} comes out as {made.dtype} {made.shape}, not {golden.dtype} {golden.shape}")
     a, b = made.astype(np.float64), golden.astype(np.float64)

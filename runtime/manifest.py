@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +19,7 @@ MANIFEST = "manifest.json"
 MAX_TAIL_NAME = 100
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -86,8 +88,60 @@ class Quality:
     """Largest |split - whole| over all outputs."""
     mean_deviation: float
     """Mean |split - whole| over all outputs."""
-    agreement: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    agreement: Share | None = None
     """Share of the calibration data on which split and whole have the same best class; None for no classifier."""
+    accuracy: Share | None = None
+    """Share of held-out pictures on which the best class is the right one; None where no labels were given."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitPoint:
+    """What an early exit did to the calibration data at one threshold of its confidence."""
+
+    threshold: Share
+    """Frames whose confidence is no less are answered on the device."""
+    coverage: Share
+    """Share of frames that were."""
+    agreement: Share
+    """Share of these whose best class was the whole model's too; 1 where there were none."""
+    accuracy: Share | None = None
+    """Share of these whose best class was the right one; None where no labels were given."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitQuality:
+    """An early exit on the symbols of one quality, as measured on the calibration data."""
+
+    agreement: Share
+    """Share of all frames whose best class is the whole model's too: what the exit is worth where it answers all."""
+    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Confidence is the largest of softmax(logits / temperature) (Guo et al., ICML 2017), so that among frames of
+    confidence *c* a share *c* is right."""
+    accuracy: Share | None = None
+    """Share of all frames whose best class is the right one; None where no labels were given."""
+    points: tuple[ExitPoint, ...] = ()
+    """Thresholds, rising."""
+
+    def agreement_above(self, threshold: float) -> float:
+        """How often answers of at least this confidence agree with the whole model, by the nearest rung below."""
+        rungs = [point.agreement for point in self.points if point.threshold <= threshold]
+        return rungs[-1] if rungs else self.agreement
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """An early exit at a cut: a small graph on the device that answers from what the head has, at less certainty."""
+
+    graph: str
+    """File name. It takes by name what it has as inputs, of: the cut's symbols and its quality input, the head's
+    `head_outputs` and `kept`. It gives `outputs`, of the manifest's shapes."""
+    outputs: tuple[str, ...]
+    """The model outputs that it makes: a classifier's, and every other that the head does not have already."""
+    golden: str
+    """File of what goes into the graph and comes out of it: `input/QUALITY/I` in the order of the graph's inputs,
+    without the quality; `output/QUALITY/I` in the order of `outputs`; no batch axes."""
+    qualities: tuple[ExitQuality, ...]
+    """One for each quality of the cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +198,15 @@ class Cut:
     """File name of the device's last graph, in a three-way cut. It takes the symbols of `back`, the quality, and of the
     model's inputs, `head_outputs` and `kept` those that it has as inputs."""
     kept: tuple[str, ...] = ()
-    """Further outputs of the head for `final`; they never leave the device."""
+    """Further outputs of the head, for `final` and for `exit`; they never leave the device."""
     final_outputs: tuple[str, ...] = ()
     """The model outputs that `final` makes."""
     golden_final: str | None = None
     """File of what goes into `final` and comes out of it."""
     symbols_exact: bool = True
     """Without the quantiser, tail(head(x)) was bit for bit model(x) on the machine that cut it."""
+    exit: Exit | None = None
+    """An early answer on the device, where one was trained."""
     tail_name: str = "main"
     """What the tail above is asked for by."""
     further_tails: dict[str, FurtherTail] = field(default_factory=dict)
@@ -240,6 +296,10 @@ class Manifest:
     """File name of the coder tables, where there are any."""
     local: str | None = None
     """File name of the whole model for the device, where the bundle carries it."""
+    accuracy: Share | None = None
+    """Of the whole model, or of the teacher of a trained bottleneck, on the pictures that `Quality.accuracy` is of."""
+    model: Digest | None = None
+    """sha256 of the uncut model as it was loaded, weights included: bundles of one model have the same."""
 
     def cut(self, name: str | None = None) -> tuple[int, Cut]:
         """A cut by name, or the first: its index and itself.
@@ -261,7 +321,7 @@ def parse(text: bytes, where: object) -> Manifest:
     """
     try:
         schema = msgspec.json.decode(text, type=dict[str, Any]).get("schema")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{where}: {MANIFEST} is no JSON object ({error})") from None
     if schema != SCHEMA:
         raise BundleError(f"{where}: bundle schema {schema!r}; this release reads {SCHEMA}. Cut the model again")
@@ -286,24 +346,46 @@ def _check(manifest: Manifest) -> None:
     named = [f for cut in manifest.cuts for f in (cut.head, cut.tail, cut.golden_head, cut.golden_tail)]
     named += [f for cut in manifest.cuts for tail in cut.further_tails.values() for f in (tail.graph, tail.golden)]
     optional = [manifest.tables, manifest.local, *(f for cut in manifest.cuts for f in (cut.final, cut.golden_final))]
+    optional += [f for cut in manifest.cuts if cut.exit is not None for f in (cut.exit.graph, cut.exit.golden)]
     for name in [*named, *filter(None, optional)]:
         if name not in manifest.files:
             raise ValueError(f"{name!r} is used and not listed")
     if not manifest.cuts:
         raise ValueError("there is no cut")
     for cut in manifest.cuts:
-        if not cut.qualities:
-            raise ValueError(f"cut {cut.name!r} has no quality")
-        for tensor in (*cut.crossing, *cut.back):
-            _check_crossing(cut, tensor)
-        if bool(cut.back) != (cut.final is not None) or bool(cut.back) != (cut.golden_final is not None):
-            raise ValueError(f"cut {cut.name!r} is three-way by half: back, final and golden_final go together")
-        if tuple(tensor.symbols.name for tensor in cut.back) != cut.tail_outputs[: len(cut.back)]:
-            raise ValueError(f"cut {cut.name!r}: what comes back is not the first of what the tail answers")
-        if cut.tail_name in cut.further_tails:
-            raise ValueError(f"cut {cut.name!r} has two tails of the name {cut.tail_name!r}")
-        if any(not name or len(name) > MAX_TAIL_NAME for name in cut.tail_names):
-            raise ValueError(f"cut {cut.name!r}: a tail's name has 1 to {MAX_TAIL_NAME} characters")
+        _check_cut(cut)
+        if cut.exit is not None:
+            _check_exit(manifest, cut, cut.exit)
+
+
+def _check_cut(cut: Cut) -> None:
+    if not cut.qualities:
+        raise ValueError(f"cut {cut.name!r} has no quality")
+    for tensor in (*cut.crossing, *cut.back):
+        _check_crossing(cut, tensor)
+    if bool(cut.back) != (cut.final is not None) or bool(cut.back) != (cut.golden_final is not None):
+        raise ValueError(f"cut {cut.name!r} is three-way by half: back, final and golden_final go together")
+    if tuple(tensor.symbols.name for tensor in cut.back) != cut.tail_outputs[: len(cut.back)]:
+        raise ValueError(f"cut {cut.name!r}: what comes back is not the first of what the tail answers")
+    if cut.tail_name in cut.further_tails:
+        raise ValueError(f"cut {cut.name!r} has two tails of the name {cut.tail_name!r}")
+    if any(not name or len(name) > MAX_TAIL_NAME for name in cut.tail_names):
+        raise ValueError(f"cut {cut.name!r}: a tail's name has 1 to {MAX_TAIL_NAME} characters")
+
+
+def _check_exit(manifest: Manifest, cut: Cut, early: Exit) -> None:
+    kinds = {output.tensor.name: output.kind for output in manifest.outputs}
+    if set(early.outputs) != kinds.keys() - set(cut.head_outputs):
+        raise ValueError(
+            f"the early exit of {cut.name!r} does not make what the head leaves open of the model's outputs"
+        )
+    if all(kinds[name] == "tensor" for name in early.outputs):
+        raise ValueError(f"the early exit of {cut.name!r} is no classifier's")
+    if len(early.qualities) != len(cut.qualities):
+        raise ValueError(f"the early exit of {cut.name!r} is measured at {len(early.qualities)} qualities of the cut's")
+    for quality in early.qualities:
+        if any(a.threshold >= b.threshold for a, b in itertools.pairwise(quality.points)):
+            raise ValueError(f"the thresholds of {cut.name!r}'s early exit do not rise")
 
 
 def _check_crossing(cut: Cut, tensor: CrossingTensor) -> None:

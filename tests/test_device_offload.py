@@ -22,7 +22,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def test_a_picture_is_sent_whole_and_answered(bundle: Bundle) -> None:
-    options = DeviceOptions(policy=Always(OFFLOAD), offload=90, fallback=False)
+    options = DeviceOptions(policy=Always(OFFLOAD), offload=90, fallback="none")
     smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
     with ServerThread(ServeOptions(bundle.root.parent, port=0)) as server:
         with Device(bundle, server.address, options) as device:
@@ -38,7 +38,7 @@ def test_a_picture_is_sent_whole_and_answered(bundle: Bundle) -> None:
 
 
 def test_the_controller_sends_the_least_bytes_whatever_they_are(bundle: Bundle) -> None:
-    options = DeviceOptions(policy=Adaptive("bytes"), offload=90, fallback=False)
+    options = DeviceOptions(policy=Adaptive("bytes"), offload=90, fallback="none")
     with (
         ServerThread(ServeOptions(bundle.root.parent, port=0)) as server,
         Device(bundle, server.address, options) as device,
@@ -62,5 +62,5 @@ def test_a_server_without_the_whole_model_says_so(tmp_path: Path) -> None:
 
 
 def test_qualities_are_checked(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="JPEG"):
+    with pytest.raises(UsageError, match="between 1 and 95"):
         Device(bundle, "127.0.0.1:1", DeviceOptions(offload=0))

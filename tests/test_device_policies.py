@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from narrows.device.estimates import Duration, LinkEstimate
-from narrows.device.outcome import LOCAL, Point
 from narrows.device.policies import Adaptive, Candidate, Neurosurgeon, Static, View
 from narrows.runtime.errors import UsageError
+from narrows.runtime.point import LOCAL, Point
 
 SMALL, LARGE = Point("split", "c", 0), Point("split", "c", 1)
 

@@ -74,7 +74,7 @@ def test_every_stage_is_timed(bundle: Bundle, address: str) -> None:
     assert list(outcome.ms) == ["source", "head", "encode", "link", "queue", "decode", "tail", "total"]
     assert all(duration >= 0 for duration in outcome.ms.values())
     assert set(outcome.to_json()) == {
-        *("id", "source", "outcome", "error", "top", "tails", "point", "provenance"),
+        *("id", "source", "outcome", "error", "top", "tails", "point", "provenance", "confidence"),
         *("attempts", "payload_bytes", "wire_bytes", "ms"),
     }
 

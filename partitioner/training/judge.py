@@ -1,0 +1,85 @@
+"""How good a student is on held-out pictures, as torch sees it: accuracy, loss, and about how many bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...runtime.codec import TRAINED_CODER, SymbolSpec, by_label, train_table
+from .data import Part
+from .losses import RateControl
+from .student import Student
+from .teacher import Teacher
+
+_FRAMES = 2_000
+_BATCH = 250
+_CODED = 200
+"""Frames that are coded to see how many bytes they take."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one quality."""
+
+    accuracy: float
+    """Share of right answers."""
+    loss: float
+    """Cross-entropy with the labels, and what the bytes cost."""
+    bytes: float
+    """Mean payload of a frame: half of the pictures through the context coder, with a table that the others taught."""
+
+
+@torch.no_grad()
+def judge(teacher: Teacher, student: Student, part: Part, control: RateControl, frames: int = _FRAMES) -> list[Score]:
+    """Score every quality; the student is in evaluation mode.
+
+    Args:
+        teacher: for its normalisation.
+        student: to be judged.
+        part: held-out pictures.
+        control: prices of a byte.
+        frames: at most so many pictures, evenly spread.
+    """
+    rows = np.unique(np.linspace(0, len(part) - 1, min(frames, len(part))).round().astype(np.int64))
+    device = next(student.parameters()).device
+    count = student.quantiser.qualities
+    right, loss = np.zeros(count), np.zeros(count)
+    seen: list[list[NDArray[np.uint8]]] = [[] for _ in range(count)]
+    for chunk in np.array_split(rows, max(1, -(-len(rows) // _BATCH))):
+        labels = torch.from_numpy(part.labels[chunk]).to(device)
+        features = student.encoder(teacher.normalised(part.pictures[chunk]).to(device))
+        for q in range(count):
+            quality = torch.full((len(chunk),), q, device=device)
+            answer = student.tail(student.decoder(student.quantiser(features, quality)))
+            if answer.ndim == 2:
+                right[q] += int((answer.argmax(1) == labels).sum())
+                loss[q] += float(torch.nn.functional.cross_entropy(answer, labels, reduction="sum"))
+            seen[q].append(student.quantiser.symbols(features, quality).cpu().numpy())
+    sizes = [payload_bytes(np.concatenate(symbols), student.quantiser.levels) for symbols in seen]
+    cost = [control.beta[q] * sizes[q] if student.prior is not None else 0.0 for q in range(count)]
+    return [Score(right[q] / len(rows), loss[q] / len(rows) + cost[q], sizes[q]) for q in range(count)]
+
+
+@torch.no_grad()
+def teacher_accuracy(teacher: Teacher, part: Part, device: str = "cpu") -> float:
+    """Share of right answers of the teacher itself."""
+    right = 0
+    for start in range(0, len(part), _BATCH):
+        rows = slice(start, start + _BATCH)
+        answer = teacher.module(teacher.normalised(part.pictures[rows]).to(device))
+        right += int((answer.argmax(1).cpu() == torch.from_numpy(part.labels[rows])).sum())
+    return right / len(part)
+
+
+def payload_bytes(symbols: NDArray[np.uint8], levels: int) -> float:
+    """Mean payload of frames `uint8 [N, C, h, w]` through the context coder.
+
+    Of the first frames, every other one teaches the table and the others are coded.
+    """
+    chosen = symbols[: 2 * _CODED]
+    spec = SymbolSpec(chosen.shape[1:], chosen.dtype, levels, channel_axis=0)
+    bound = by_label(TRAINED_CODER).bind(spec, train_table(spec, chosen[::2]))
+    return float(np.mean([len(bound.encode(frame)) for frame in chosen[1::2]]))

@@ -1,0 +1,352 @@
+"""The loop: two stages, checkpoints that a kill at any moment leaves whole, and the same result after every restart.
+
+What a step sees is a function of seed, stage, epoch and step (`Batches`, `seeded`), and the learning rate one of the
+step alone. So a checkpoint is weights, the optimiser's moments and a position, and a run that goes on from one does to
+the last bit what the uninterrupted run would have done on the same machine with as many threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...runtime.errors import TrainingError
+from . import checkpoint
+from .batches import Batches
+from .data import ImageData
+from .judge import Score, judge
+from .losses import RateControl, answer_loss, feature_loss
+from .options import TrainOptions
+from .record import Recorder
+from .student import Made, Student
+from .teacher import Halves, Teacher
+
+logger = logging.getLogger(__name__)
+
+Tensor = torch.Tensor
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+CHECKPOINT = "checkpoint.pt"
+STAGES = ("features", "fine-tune")
+_WARM_SHARE = 0.1
+"""Of a stage's steps, in which the learning rate rises."""
+_LAST_SHARE = 0.01
+"""Of the largest learning rate, at the end."""
+_PRIOR_FASTER = 5.0
+"""A prior that lags behind the encoder misprices its symbols."""
+_STEPS_FASTER = 10.0
+"""Logarithms of steps move over several units, weights over tenths."""
+_CLIP_NORM = 5.0
+_KEPT_BYTES = 8 << 30
+"""Of the teacher's features and answers, with `views`; beyond, they are computed again each time."""
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """A generator of its own for what `parts` name: the same on every machine, and after every restart."""
+    return torch.Generator().manual_seed(zlib.crc32(repr(parts).encode()))
+
+
+@dataclass
+class Position:
+    """Where a training stands."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    """Inside the epoch."""
+    since_best: int = 0
+    """Epochs without a better validation loss."""
+    best: float = math.inf
+    told: int = 0
+    """Optimiser steps since the run began, for the curves."""
+
+
+@dataclass
+class Training:
+    """One student's training. `run` may be called again after whatever ended it."""
+
+    teacher: Teacher
+    halves: Halves
+    student: Student
+    data: ImageData
+    options: TrainOptions
+    folder: Path
+    recorder: Recorder
+    progress: Progress
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What a checkpoint has to agree with."""
+
+    def __post_init__(self) -> None:
+        self.control = RateControl(self.options.beta, self.options.target_bytes)
+        self.position = Position()
+        self.batches = Batches(
+            self.data.train, self.options.batch, self.options.augmentation, self.options.seed, workers=1
+        )
+        self._scales: list[float] = []
+        self._kept: dict[tuple[int, int], list[Tensor]] = {}
+        self._kept_bytes = 0
+        self._optimiser: torch.optim.Optimizer | None = None
+
+    def run(self) -> None:
+        """Train to the end, from the beginning or from the checkpoint in the folder.
+
+        Raises:
+            TrainingError: the loss is no number any more, the disk is full, or the checkpoint is another run's.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = checkpoint.restore(self.folder / CHECKPOINT)
+        size = sum(t.numel() * t.element_size() for t in self.student.state_dict().values())
+        checkpoint.require_space(self.folder, 3 * size)
+        first = self._pictures(self.batches.part.pictures[: self.options.batch])
+        self._scales = self._variances(first)
+        if state is None:
+            self.student.start(first)
+        else:
+            self._resume(state)
+        while self.position.stage < len(STAGES):
+            self._stage()
+
+    # -- stages --------------------------------------------------------------------------------------------------------
+
+    def _stage(self) -> None:
+        stage = self.position.stage
+        epochs = self.options.epochs[stage]
+        self._begin(stage)
+        steps = self.batches.steps
+        while self.position.epoch < epochs and not self._stopped():
+            epoch = self.position.epoch
+            self._epoch(stage, epoch, steps, epochs)
+            self._validate(stage, epoch)
+            self.position.epoch, self.position.step = epoch + 1, 0
+            self._save()
+        if self._stopped():
+            self._take_best()
+        self.position = Position(stage + 1, told=self.position.told)
+        self.control.begin()
+        self._optimiser = None
+        self._save()
+
+    def _begin(self, stage: int) -> None:
+        """Say what learns, and make the optimiser, unless a checkpoint brought one."""
+        student, frozen = self.student, self.options.encoder_frozen
+        coding = [student.encoder, student.quantiser, *([student.prior] if student.prior is not None else [])]
+        learning: list[nn.Module] = [*coding, student.decoder] if stage == 0 else [student.decoder, student.tail]
+        if stage == 1 and not frozen:
+            learning = [*coding, *learning]
+        student.requires_grad_(False).eval()
+        for module in learning:
+            module.requires_grad_(True).train()
+        if self._optimiser is None:
+            self._optimiser = _optimiser(student, self.options)
+
+    def _epoch(self, stage: int, epoch: int, steps: int, epochs: int) -> None:
+        assert self._optimiser is not None
+        saved = time.monotonic()
+        total = steps * epochs
+        number = self._number(stage, epoch)
+        for pictures, labels in self.batches.epoch(number, self.position.step):
+            step = self.position.step
+            _set_rate(self._optimiser, self.options.rates[stage] * one_cycle(epoch * steps + step, total))
+            loss, parts = self._loss(
+                stage, (number, step), pictures, labels, seeded(self.options.seed, stage, epoch, step)
+            )
+            if not math.isfinite(parts["loss"]):
+                self._refuse_nan(stage, epoch, step)
+            self._optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP_NORM)
+            self._optimiser.step()
+            self.position.step += 1
+            self.position.told += 1
+            for name, value in parts.items():
+                self.recorder.scalar(f"{STAGES[stage]}/train/{name}", value, self.position.told)
+            self.progress(f"stage {stage + 1}: {STAGES[stage]}", epoch * steps + step + 1, total)
+            if time.monotonic() - saved > self.options.checkpoint_s:
+                self._save()
+                saved = time.monotonic()
+
+    def _number(self, stage: int, epoch: int) -> int:
+        """The number by which batches know an epoch: views come round again."""
+        if self.options.views:
+            return (sum(self.options.epochs[:stage]) + epoch) % self.options.views
+        return stage * 10_000 + epoch
+
+    @torch.no_grad()
+    def _wanted(self, batch: tuple[int, int], x: Tensor) -> list[Tensor]:
+        """What the teacher makes of a batch: features at the cut, answer, taps."""
+        if (kept := self._kept.get(batch)) is not None:
+            return kept
+        features = self.halves.front(x)
+        made = [features, *self.halves.tail.tapped(features)]
+        if self.options.views and self._kept_bytes < _KEPT_BYTES:
+            self._kept[batch] = made
+            self._kept_bytes += sum(one.numel() * one.element_size() for one in made)
+        return made
+
+    def _loss(
+        self, stage: int, batch: tuple[int, int], pictures: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        x = self._pictures(pictures)
+        quality = draw_qualities(len(x), self.options.qualities, generator).to(x.device)
+        lower = self.options.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
+            features, *wanted = self._wanted(batch, x)
+            made = self.student.made(x, quality, generator)
+        parts = self._parts(stage, made, [features, *wanted[1:]], wanted[0], labels.to(x.device))
+        # Where the encoder is frozen the rate is what it is.
+        if made.bits is not None and made.true_bits is not None and not (stage and self.options.encoder_frozen):
+            parts["rate"] = self.control.loss(made.bits, quality)
+            total = self.batches.steps * self.options.epochs[stage]
+            done = (self.position.epoch * self.batches.steps + self.position.step) / total
+            self.control.follow(made.true_bits, quality, done, total)
+        loss = torch.stack(list(parts.values())).sum()
+        told = {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
+        if made.true_bits is not None:
+            told["bytes"] = float(made.true_bits.mean() / 8)
+        return loss, told
+
+    def _parts(
+        self, stage: int, made: Made, features: Sequence[Tensor], answer: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        options = self.options
+        if stage == 0:
+            parts = {"features": feature_loss(made.features, features, self._scales)}
+            if options.answer_weight:
+                parts["answer"] = options.answer_weight * answer_loss(made.answer, answer, options.temperature)
+            return parts
+        parts = {"distilled": options.distil_weight * answer_loss(made.answer, answer, options.temperature)}
+        if made.answer.ndim == 2 and options.distil_weight < 1:
+            parts["labels"] = (1 - options.distil_weight) * nn.functional.cross_entropy(made.answer, labels)
+        return parts
+
+    def _pictures(self, pixels: Any) -> Tensor:
+        return self.teacher.normalised(pixels).to(self.options.device)
+
+    @torch.no_grad()
+    def _variances(self, pictures: Tensor) -> list[float]:
+        features = self.halves.front(pictures)
+        taps = self.halves.tail.tapped(features)[1:]
+        return [max(float(f.var()), 1e-6) for f in (features, *taps)]
+
+    # -- validation ----------------------------------------------------------------------------------------------------
+
+    def _validate(self, stage: int, epoch: int) -> None:
+        learning = [m for m in self.student.modules() if m.training]
+        self.student.eval()
+        scores = judge(self.teacher, self.student, self.data.validation, self.control)
+        for module in learning:
+            module.training = True
+        for q, score in enumerate(scores):
+            for name, value in asdict(score).items():
+                self.recorder.scalar(f"{STAGES[stage]}/val/{name}/q{q}", value, self.position.told)
+        self.control.measured([score.bytes for score in scores])
+        loss = sum(score.loss for score in scores) / len(scores)
+        logger.info("%s, epoch %d: %s", STAGES[stage], epoch + 1, _told(scores))
+        if loss < self.position.best:
+            self.position.best, self.position.since_best = loss, 0
+            if self.options.patience is not None:
+                checkpoint.save({"student": self.student.state_dict()}, self.folder / f"best-{stage}.pt")
+        else:
+            self.position.since_best += 1
+
+    def _stopped(self) -> bool:
+        patience = self.options.patience
+        return patience is not None and self.position.since_best >= patience
+
+    def _take_best(self) -> None:
+        state = checkpoint.restore(self.folder / f"best-{self.position.stage}.pt")
+        if state is not None:
+            self.student.load_state_dict(state["student"])
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        state = {
+            "identity": self.identity,
+            "position": asdict(self.position),
+            "student": self.student.state_dict(),
+            "control": self.control.state(),
+            "optimiser": self._optimiser.state_dict() if self._optimiser is not None else None,
+        }
+        checkpoint.save(state, self.folder / CHECKPOINT)
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            TrainingError: it is another run's.
+        """
+        theirs = state.get("identity", {})
+        if differ := sorted(k for k in {*theirs, *self.identity} if theirs.get(k) != self.identity.get(k)):
+            raise TrainingError(
+                f"{self.folder} holds a run with another {', '.join(differ)}: give the same options to go on with it, "
+                "or another folder to begin anew"
+            )
+        self.position = Position(**state["position"])
+        self.student.load_state_dict(state["student"])
+        self.control.restore(state["control"])
+        if state["optimiser"] is not None:
+            self._begin(self.position.stage)
+            assert self._optimiser is not None
+            self._optimiser.load_state_dict(state["optimiser"])
+        logger.warning("going on from stage %d, epoch %d", self.position.stage + 1, self.position.epoch + 1)
+
+    def _refuse_nan(self, stage: int, epoch: int, step: int) -> None:
+        raise TrainingError(
+            f"the loss is no number any more (stage {stage + 1}, {STAGES[stage]}, epoch {epoch + 1}, step {step + 1}); "
+            f"{self.folder / CHECKPOINT} is the last good state: go on from it with a smaller learning rate (--rates)"
+        )
+
+
+def draw_qualities(count: int, qualities: int, generator: torch.Generator) -> Tensor:
+    """A quality for every frame of a batch: a quarter the smallest, a quarter the largest, the others drawn.
+
+    The sandwich rule of slimmable networks (Yu and Huang, ICCV 2019), inside a batch: what lies between two rungs that
+    are trained at every step comes out well by itself.
+    """
+    drawn = torch.randint(0, qualities, (count,), generator=generator)
+    drawn[: count // 4] = 0
+    drawn[count // 4 : count // 2] = qualities - 1
+    return drawn
+
+
+def one_cycle(step: int, total: int) -> float:
+    """Share of the largest learning rate at a step: a short rise, then half a cosine down (Smith and Topin, 2018)."""
+    warm = max(1, int(_WARM_SHARE * total))
+    if step < warm:
+        return (step + 1) / warm
+    return _LAST_SHARE + (1 - _LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def _optimiser(student: Student, options: TrainOptions) -> torch.optim.Optimizer:
+    """AdamW, with a group for each kind of parameter: how much faster it learns, and whether it decays."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        faster = {"prior": _PRIOR_FASTER, "quantiser": _STEPS_FASTER}.get(name.partition(".")[0], 1.0)
+        if name.startswith(student.kept):
+            faster = options.kept_rate
+        decays = parameter.ndim > 1 and faster <= 1
+        groups.setdefault((faster, options.weight_decay if decays else 0.0), []).append(parameter)
+    made = [{"params": ps, "weight_decay": decay, "faster": faster} for (faster, decay), ps in groups.items()]
+    return torch.optim.AdamW(made, lr=options.rates[0])
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["faster"]
+
+
+def _told(scores: Sequence[Score]) -> str:
+    return "; ".join(f"q{q} {s.accuracy:.2%} {s.bytes:.0f} bytes" for q, s in enumerate(scores))
