@@ -25,6 +25,9 @@ from .serving import with_server
 from .stopwatch import repeat
 from .whole import WholeMeter
 
+_AT_ONCE = 2
+"""Processes whose memory is measured at the same time: a board has little of it."""
+
 
 def open_bundle(path: str | os.PathLike[str], *, on_device: bool = False) -> Bundle:
     """A bundle with both halves, or with the device's alone where the server's is not there or not wanted.
@@ -96,6 +99,8 @@ class _Session:
         cuts = list(self._cuts(watch))
         encodings = tuple(self.whole.encodings(self.tell, own=self.own)) if self.whole is not None else ()
         whole = Whole() if self.whole is None else self.whole.profile(energy_j=self._energy(self.whole.once_ms))
+        if whole.accuracy is None:
+            whole = replace(whole, accuracy=bundle.manifest.accuracy)
         watch.check()
         if not self.own:
             self.notes.append("no pictures were given: sizes and agreement are those of the bundle's calibration data")
@@ -149,7 +154,7 @@ class _Session:
             return profile
         names, graphs = [None, *self.graphs], [self._local, *self.graphs.values()]
         measure = partial(peak_memory_bytes, options=self.options.session)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
             found = dict(zip(names, pool.map(lambda graph: graph and measure(graph), graphs), strict=True))
         return replace(
             profile,
