@@ -101,6 +101,7 @@ class _Session:
         whole = Whole() if self.whole is None else self.whole.profile(energy_j=self._energy(self.whole.once_ms))
         if whole.accuracy is None:
             whole = replace(whole, accuracy=bundle.manifest.accuracy)
+        on_device, on_server = self._carriers()
         watch.check()
         if not self.own:
             self.notes.append("no pictures were given: sizes and agreement are those of the bundle's calibration data")
@@ -114,12 +115,21 @@ class _Session:
             machine=machine(self.options.name, self.options.session),
             frames=len(self.frames) if self.own else 0,
             cuts=tuple(cuts),
-            whole=whole,
+            whole=whole if on_device else Whole(accuracy=whole.accuracy),
+            server_whole=whole if on_server else Whole(),
             encodings=encodings,
             power=Power(mean_w, idle, self.meter.name) if self.meter is not None and self.watts else None,
             notes=(*watch.notes, *self.notes),
         )
         return with_server(self._memory(profile), self.bundles, self.frames, self.options, self.tell)
+
+    def _carriers(self) -> tuple[bool, bool]:
+        """Whether device and server get the whole model by this bundle: what they lack is no operating point."""
+        if self.whole is None:
+            return False, False
+        manifest = self.whole.bundle.manifest
+        halves = manifest.files[str(manifest.local)].halves
+        return Half.DEVICE in halves, Half.SERVER in halves and not self.options.on_device
 
     def _watch(self) -> Watch:
         """What is run again and again to see whether the machine keeps its speed."""
