@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -184,7 +185,8 @@ def run(
     seen = _Seen()
     with ExitStack() as stack:
         if link is not None:
-            servers = [stack.enter_context(LinkEmulator(server, parse_link(link))).address]
+            emulator = stack.enter_context(LinkEmulator(server, parse_link(link)))
+            options = replace(options, link=replace(options.link, via=emulator.address))
         video = None if annotate is None else stack.enter_context(AnnotatedVideo(annotate))
         view = stack.enter_context(LiveView()) if live else None
         show = stack.enter_context(output.outcomes(as_json=as_json, quiet=live and not as_json))
@@ -237,6 +239,7 @@ def pull(
         options = pulling.PullOptions(
             session=SessionOptions(threads=threads), link=link_options(tls, ca, cert, key, token_file)
         )
+        output.waiting(f"asking {server} for {model}")
         bundle = pulling.pull(server, model, place, options)
     output.pulled(place, bundle, as_json=as_json)
 

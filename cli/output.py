@@ -63,6 +63,12 @@ def step(text: str) -> None:
     print(text, flush=True)
 
 
+def waiting(text: str) -> None:
+    """What is being waited for, to a person before a screen."""
+    if sys.stderr.isatty():
+        _err().print(f"{text} …", markup=False)
+
+
 def findings(found: Sequence[Finding], *, as_json: bool) -> None:
     """What `narrows doctor` found."""
     if as_json:
@@ -244,7 +250,9 @@ class _Summary:
         self._answered += 1
         self._columns["bytes on the wire"].append(float(outcome.wire_bytes))
         for stage, duration_ms in outcome.ms.items():
-            self._columns[f"{stage}, ms"].append(duration_ms)
+            # An outcome's total counts from the input being there.
+            name = "total after source" if stage == "total" else stage
+            self._columns[f"{name}, ms"].append(duration_ms)
 
     def print(self) -> None:
         import numpy as np

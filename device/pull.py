@@ -2,9 +2,10 @@
 
     bundle = pull("server:8470", "resnet56", Path("/var/lib/narrows/resnet56"))
 
-The target is a symbolic link to a folder named after the bundle's digest; the link is replaced in one step, and what it
-pointed to before stays, for `roll_back`. A bundle whose golden vectors this machine does not reproduce never gets
-there. A transfer that broke off goes on where it ended, in this process or the next.
+The target is a symbolic link to a folder beside it, named after the bundle's digest (`.resnet56.versions/…`). The link
+is replaced in one step; what it pointed to before stays, for `roll_back`, and what is older goes. A bundle whose golden
+vectors this machine does not reproduce never gets there. A transfer that broke off goes on where it ended, in this
+process or the next.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from .local import LocalModel
 log = logging.getLogger(__name__)
 
 _PREVIOUS = ".previous"
+_ASK_S = 20.0
+"""For what a server has; one that is not there says so at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +133,28 @@ def try_here(bundle: Bundle, session: SessionOptions | None = None) -> None:
 
 
 def place(bundle: Bundle, target: Path) -> None:
-    """Let the link `target` point to a bundle, in one step; what it pointed to is kept as `target.previous`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    before = target.readlink() if target.is_symlink() else None
-    if before is not None and before != bundle.root:
-        _link(before, target.with_name(target.name + _PREVIOUS))
-    _link(bundle.root.absolute(), target)
+    """Let the link `target` point to a bundle, in one step; what it pointed to is kept as `target.previous`.
+
+    The bundle's files come to a folder beside the target, so that nobody who empties a cache takes them away.
+    """
+    versions = target.with_name(f".{target.name}.versions")
+    home = versions / bundle.digest
+    if not home.is_dir():
+        versions.mkdir(parents=True, exist_ok=True)
+        arriving = versions / f".{bundle.digest}.{os.getpid()}"
+        shutil.rmtree(arriving, ignore_errors=True)
+        # Links where that can be: the cache's own copy takes no room of its own, and may go at any time.
+        shutil.copytree(bundle.root, arriving, copy_function=_link_or_copy)
+        arriving.replace(home)
+    before = target.resolve() if target.is_symlink() else None
+    kept = target.with_name(target.name + _PREVIOUS)
+    if before is not None and before != home.resolve():
+        _link(before, kept)
+    _link(home, target)
+    used = {link.resolve() for link in (target, kept) if link.is_symlink()}
+    for version in versions.iterdir():
+        if version.resolve() not in used:
+            shutil.rmtree(version, ignore_errors=True)
 
 
 def roll_back(target: Path) -> Bundle:
@@ -147,15 +166,15 @@ def roll_back(target: Path) -> Bundle:
     kept = target.with_name(target.name + _PREVIOUS)
     if not kept.is_symlink():
         raise BundleError(f"there is nothing to roll {target} back to")
-    place(Bundle.open(kept.readlink(), Half.DEVICE), target)
-    return Bundle.open(target, Half.DEVICE)
+    place(Bundle.open(kept.resolve(), Half.DEVICE), target)
+    return Bundle.open(target.resolve(), Half.DEVICE)
 
 
 def newest(stub: SplitInferenceStub, server: str, model: str) -> str:
     """As `newest_digest`, over a connection that is there."""
     with _told(server):
         request, metadata = pb.DescribeRequest(model=model), [(APPLICATION, model)]
-        described = stub.Describe(request, wait_for_ready=True, timeout=20, metadata=metadata)
+        described = stub.Describe(request, timeout=_ASK_S, metadata=metadata)
     for one in described.models:
         if one.name == model:
             return str(one.bundle)
@@ -276,8 +295,16 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def _link(to: Path, at: Path) -> None:
     fresh = at.with_name(f".{at.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(to)
+    # Relative, so that the folder around them can be moved.
+    fresh.symlink_to(os.path.relpath(to, at.parent))
     fresh.replace(at)

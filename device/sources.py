@@ -63,7 +63,8 @@ def open_source(where: str | Path, manifest: Manifest, options: SourceOptions | 
     text = str(where)
     options = options or SourceOptions()
     if text == _PIPE:
-        return _pipe(sys.stdin.buffer, manifest, options)
+        # Unbuffered: a thread that waits within a buffered reader holds its lock when Python ends.
+        return _pipe(open(sys.stdin.fileno(), "rb", buffering=0, closefd=False), manifest, options)
     if options.size is not None:
         raise UsageError("the size of raw pictures goes with the input -, a pipe")
     if camera := _CAMERA.fullmatch(text):

@@ -232,9 +232,9 @@ class Uplink:
         return None
 
     def _unavailable(self) -> NarrowsError:
-        why = f" ({self._last_error})" if self._last_error else ""
         where = " or ".join(self._servers)
-        return ServerUnavailableError(f"no connection to {where}; is a server running there?{why}")
+        why = str(self._last_error) if self._last_error else f"no answer from {where}; is a server running there?"
+        return ServerUnavailableError(f"no connection: {why}")
 
     def _pump(self) -> list[_Ending]:
         """Send what waits, as far as the server takes it."""
@@ -294,7 +294,9 @@ class Uplink:
             try:
                 self._talk_to(target)
             except TRANSIENT as error:
-                log.info("%s", error)
+                # Once for every time that it is down: somebody may be waiting before a screen.
+                first = self._last_error is None and self._down_since is not None
+                log.log(logging.WARNING if first else logging.INFO, "no connection yet (%s)", error)
                 self._last_error = error
             except NarrowsError as error:
                 self._give_up(error)
@@ -350,6 +352,7 @@ class Uplink:
         stream.welcome = welcome
         self.coder = welcome.coder
         self._down_since = None
+        self._last_error = None
         self.counters.connections += 1
 
     def _receive(self, stream: _Stream, reply: Reply) -> None:

@@ -208,7 +208,7 @@ class PermissionDeniedError(NarrowsError):
 
 
 class DeployError(NarrowsError):
-    code, exit_code, grpc_status = "deploy", 60, "FAILED_PRECONDITION"
+    code, exit_code, grpc_status = "deploy", 65, "FAILED_PRECONDITION"
 
 
 class InternalError(NarrowsError):
