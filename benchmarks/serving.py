@@ -9,6 +9,7 @@ load comes from a process of its own, one thread, so on few cores it takes its s
   narrows   `narrows serve`, frames over bidirectional streams, one window of frames in flight to a stream
   plain     a grpc.aio server on the same wire that decodes and runs each frame alone, in one thread
   oip       Narrows again, over the Open Inference Protocol's stream
+  ray       with --ray: `narrows serve --engine ray`, one replica on a cluster of this machine (extra [ray])
   triton    with --triton VENV: Triton's server, the same decoder and tail in its Python backend, over the same protocol
 """
 
@@ -18,6 +19,7 @@ import argparse
 import asyncio
 import multiprocessing
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -141,8 +143,19 @@ def plain_server(bundle: Bundle) -> Iterator[tuple[str, int]]:
 @contextmanager
 def narrows_server(bundles: Path, *options: str) -> Iterator[tuple[str, int]]:
     """`narrows serve` in a process: address and process id."""
-    with server_process(bundles, "--threads", THREADS, *options) as served:
+    # One thread and one run at a time, as for everyone here: what is compared is the way to the graph.
+    with server_process(bundles, "--threads", THREADS, "--runs", 1, *options) as served:
         yield served.address, served.pid
+
+
+@contextmanager
+def ray_server(bundles: Path) -> Iterator[tuple[str, int]]:
+    """`narrows serve --engine ray` in a process: address and process id, whose children are Ray's."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    with narrows_server(bundles, "--engine", "ray", "--insecure", "--replicas", "1", "--port", port) as (_, pid):
+        yield f"127.0.0.1:{port}", pid
 
 
 def bare_loop(bundle: Bundle, frames: Sequence[Frame], seconds: float) -> tuple[float, int]:
@@ -180,7 +193,13 @@ def one_row(
 
 
 def throughput(
-    bundle: Bundle, frames: Sequence[Frame], counts: Sequence[int], seconds: float, triton: Path | None
+    bundle: Bundle,
+    frames: Sequence[Frame],
+    counts: Sequence[int],
+    seconds: float,
+    triton: Path | None,
+    *,
+    ray: bool,
 ) -> list[dict[str, Any]]:
     """Closed loop, by number of streams, systems in turns."""
     rows = []
@@ -194,6 +213,8 @@ def throughput(
         if triton is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             systems.append(("triton", stack.enter_context(triton_server(triton, bundle, folder, THREADS)), OipStream))
+        if ray:
+            systems.append(("ray", stack.enter_context(ray_server(bundle.root)), Stream))
         for streams in counts:
             limit, size = bare_loop(bundle, frames, seconds)
             for name, place, kind in systems:
@@ -273,6 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--ray", action="store_true", help="Ray Serve too: needs pip install 'narrows[ray]'")
     parser.add_argument("--triton", type=Path, help="virtual environment with nvidia-pytriton: see triton_peer.py")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
@@ -284,7 +306,7 @@ def main() -> None:
         preprocess = bundle.manifest.preprocess
         assert preprocess is not None
         frames = make_frames(bundle, [fit(load_image(path), preprocess) for path in paths])
-        rows = throughput(bundle, frames, options.streams, options.seconds, options.triton)
+        rows = throughput(bundle, frames, options.streams, options.seconds, options.triton, ray=options.ray)
         harness.report("Closed loop", rows, as_json=options.json, note=f"{WINDOW} frames in flight to a stream")
         rows = overload(bundle, frames, options.seconds)
         harness.report("Open loop (Poisson), and fairness", rows, as_json=options.json)

@@ -46,8 +46,8 @@ def _settings(
         os.environ["NARROWS_DEBUG"] = "1"
 
 
-def keep_to_cpus(text: str) -> int:
-    """Keep this process, and every thread that it starts from now on, to some cores; how many they are.
+def keep_to_cpus(text: str) -> None:
+    """Keep this process, and every thread that it starts from now on, to some cores.
 
     Args:
         text: numbers and ranges, joined by commas: "2,3" or "0-3".
@@ -66,7 +66,6 @@ def keep_to_cpus(text: str) -> int:
         raise UsageError(
             f"--cpus takes numbers such as 2,3 or 0-3, not {text!r}; this process may use {here}"
         ) from None
-    return len(os.sched_getaffinity(0))
 
 
 def need(extra: str, *modules: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -15,6 +16,7 @@ from . import output
 from .app import Json, Threads, app, keep_to_cpus
 
 if TYPE_CHECKING:
+    from ..device import Outcome
     from ..device.policies import Objective, Policy
     from ..runtime.link import LinkOptions
     from ..runtime.point import Point
@@ -70,7 +72,11 @@ def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle: its folder or zip archive. The device's half is enough.")],
     server: Annotated[str, typer.Option(help="The server's HOST:PORT; several, joined by commas, for failover.")],
     source: Annotated[
-        str, typer.Option("--input", help="A picture, a folder, a glob, an .npz or .npy, a video file, or camera:0.")
+        str,
+        typer.Option(
+            "--input",
+            help="A picture, folder or glob, .npz or .npy, a video, camera:0, rtsp://…, gst:PIPELINE, or - for a pipe.",
+        ),
     ],
     cut_name: Annotated[
         str | None, typer.Option("--cut", help="Which of the bundle's cuts; its first by default.")
@@ -115,9 +121,22 @@ def run(
     cert: Cert = None,
     key: Key = None,
     token_file: TokenFile = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT of raw RGB pictures at --input -; without it, JPEG or PNG files.")
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Look for new versions on the server; swap them in between two frames.")
+    ] = False,
+    update_every: Annotated[float, typer.Option(min=1, help="Seconds between two looks.")] = 60.0,
     save_outputs: Annotated[
         Path | None, typer.Option(help="Folder for the raw output tensors, one .npz a frame.")
     ] = None,
+    annotate: Annotated[
+        Path | None, typer.Option(help="Write a video (.mp4, .mkv, .avi) of the frames with their answers.")
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Show rates, the point in use and the link, as they are.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Stream inputs through the head here and the tail on a server, and print the predictions.
@@ -125,16 +144,20 @@ def run(
     Example: narrows run bundles/resnet --server 127.0.0.1:8470 --input photos/
     """
     from ..device import DeviceOptions, OpenInference, run_source
+    from ..device.annotate import AnnotatedVideo
     from ..device.emulator import LinkEmulator
+    from ..device.run import UpdateFrom
     from ..device.schedule import parse_link
+    from ..device.sources import SourceOptions
     from ..runtime.answer import Form, Wanted
     from ..runtime.bundle import Bundle
     from ..runtime.codec import labels
+    from .live import LiveView
 
+    if cpus is not None:
+        keep_to_cpus(cpus)
     if model and protocol is not Protocol.OIP:
         raise UsageError("--model goes with --protocol oip: Narrows' own server knows the bundle by its digest")
-    if cpus is not None:
-        threads = threads or keep_to_cpus(cpus)
     servers = server.split(",")
     if link is not None and len(servers) > 1:
         raise UsageError("--link stands between this device and one server; several were given")
@@ -156,17 +179,34 @@ def run(
         try_providers=provider is None,
         link=link_options(tls, ca, cert, key, token_file),
     )
-    half = Bundle.open(bundle, Half.DEVICE)
-    total, errors = 0, list[NarrowsError]()
-    emulated = LinkEmulator(server, parse_link(link)) if link is not None else nullcontext()
-    with emulated as emulator, output.outcomes(as_json=as_json) as show:
-        target = servers if emulator is None else [emulator.address]
-        for outcome in run_source(half, target, source, options, save_outputs=save_outputs):
+    half = Bundle.open(bundle.resolve(), Half.DEVICE)
+    reading = SourceOptions(_size(size), keep_pictures=annotate is not None)
+    newer = UpdateFrom(servers[0], bundle, update_every, options.link) if update else None
+    seen = _Seen()
+    with ExitStack() as stack:
+        if link is not None:
+            emulator = stack.enter_context(LinkEmulator(server, parse_link(link)))
+            options = replace(options, link=replace(options.link, via=emulator.address))
+        video = None if annotate is None else stack.enter_context(AnnotatedVideo(annotate))
+        view = stack.enter_context(LiveView()) if live else None
+        show = stack.enter_context(output.outcomes(as_json=as_json, quiet=live and not as_json))
+        for outcome in run_source(
+            half,
+            servers,
+            source,
+            options,
+            save_outputs=save_outputs,
+            reading=reading,
+            update=newer,
+            opened=view.watch if view is not None else lambda _device: None,
+        ):
             show(outcome)
-            total += 1
-            if outcome.error is not None:
-                errors.append(outcome.error)
-    _judge(total, errors)
+            seen.add(outcome)
+            if video is not None:
+                video.add(outcome)
+            if view is not None:
+                view.add(outcome)
+    seen.judge()
 
 
 @app.command()
@@ -199,21 +239,47 @@ def pull(
         options = pulling.PullOptions(
             session=SessionOptions(threads=threads), link=link_options(tls, ca, cert, key, token_file)
         )
+        output.waiting(f"asking {server} for {model}")
         bundle = pulling.pull(server, model, place, options)
     output.pulled(place, bundle, as_json=as_json)
 
 
-def _judge(total: int, errors: list[NarrowsError]) -> None:
-    """Nothing where every frame was answered.
+class _Seen:
+    """What has come of a run so far; of no more than its counts, for a camera never ends."""
 
-    Raises:
-        NarrowsError: what all frames ended in, where that is one thing; `FramesFailedError` otherwise.
-    """
-    if not errors:
-        return
-    if len(errors) == total and len({error.code for error in errors}) == 1:
-        raise from_code(errors[0].code, f"no frame was answered; the last: {errors[-1]}")
-    raise FramesFailedError(f"{len(errors)} of {total} frames ended in an error; each says which above")
+    def __init__(self) -> None:
+        self._total = self._failed = 0
+        self._codes: set[str] = set()
+        self._last: NarrowsError | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a frame."""
+        self._total += 1
+        if outcome.error is not None:
+            self._failed += 1
+            self._codes.add(outcome.error.code)
+            self._last = outcome.error
+
+    def judge(self) -> None:
+        """Nothing where every frame was answered.
+
+        Raises:
+            NarrowsError: what all frames ended in, where that is one thing; `FramesFailedError` otherwise.
+        """
+        if self._last is None:
+            return
+        if self._failed == self._total and len(self._codes) == 1:
+            raise from_code(self._last.code, f"no frame was answered; the last: {self._last}")
+        raise FramesFailedError(f"{self._failed} of {self._total} frames ended in an error; each says which above")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"--size takes WIDTHxHEIGHT, such as 640x480, not {text!r}")
+    return int(width), int(height)
 
 
 def _policy(name: PolicyName, floor: float) -> Policy:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..device import Outcome, Prediction
     from ..doctor import Finding
     from ..partitioner import CutPoint
+    from ..partitioner.training import Report as TrainReport
     from ..runtime.bundle import Bundle
     from ..server import Listening
 
@@ -55,6 +56,17 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[stage], completed=done, total=total)
 
         yield step
+
+
+def step(text: str) -> None:
+    """A step of something that takes a while."""
+    print(text, flush=True)
+
+
+def waiting(text: str) -> None:
+    """What is being waited for, to a person before a screen."""
+    if sys.stderr.isatty():
+        _err().print(f"{text} …", markup=False)
 
 
 def findings(found: Sequence[Finding], *, as_json: bool) -> None:
@@ -121,6 +133,35 @@ def bundle(made: Bundle, *, replaced: bool, as_json: bool) -> None:
     _out().print(f"{made.root}  {made.digest[:12]}{instead}", soft_wrap=True)
 
 
+def trained(report: TrainReport, *, as_json: bool) -> None:
+    """What `narrows train` made."""
+    manifest = report.bundle.manifest
+    cut = manifest.cuts[0]
+    if as_json:
+        rows = [asdict(quality) for quality in cut.qualities]
+        facts = asdict(report) | {"bundle": str(report.bundle.root), "metrics": str(report.metrics)}
+        _print_json(facts | {"name": manifest.name, "digest": report.bundle.digest, "qualities": rows})
+        return
+    parts = _table(None, "part", "parameters", "MACs a picture", "puts out")
+    for price in report.prices:
+        parts.add_row(price.part, f"{price.params:,}", f"{price.macs:,}", "×".join(map(str, price.shape)))
+    _out().print(parts)
+    ratio = report.teacher_head_ms / report.head_ms
+    _out().print(f"The encoder takes 1/{ratio:.3g} of the time of the teacher's own layers (ONNX Runtime, one thread).")
+    known = "" if report.teacher_accuracy is None else f" (teacher {report.teacher_accuracy:.2%})"
+    table = _table(None, "quality", "payload, bytes", f"right{known}", "same answer as the teacher")
+    for i, quality in enumerate(cut.qualities):
+        right = "" if quality.accuracy is None else f"{quality.accuracy:.2%}"
+        same = "" if quality.agreement is None else f"{quality.agreement:.2%}"
+        table.add_row(str(i), f"{quality.payload_bytes:,.1f}", right, same)
+    _out().print(table)
+    _out().print(
+        f"{report.differing} of {report.symbols:,} symbols differ between ONNX Runtime and torch, "
+        f"after {report.seconds:,.0f} s."
+    )
+    _out().print(f"{report.bundle.root}  {report.bundle.digest[:12]}", soft_wrap=True)
+
+
 def pulled(place: Path, bundle: Bundle, *, as_json: bool) -> None:
     """What `narrows pull` brought."""
     if as_json:
@@ -142,8 +183,13 @@ def listening(server: Listening, *, as_json: bool) -> None:
 
 
 @contextmanager
-def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
-    """Print outcomes as they come; on a terminal with a bar that counts them, and a summary at the end."""
+def outcomes(*, as_json: bool, quiet: bool = False) -> Iterator[Callable[[Outcome], None]]:
+    """Print outcomes as they come; on a terminal with a bar that counts them, and a summary at the end.
+
+    Args:
+        as_json: one JSON object a line.
+        quiet: the summary alone; something else shows them.
+    """
     if as_json:
         yield lambda outcome: _print_json(outcome.to_json())
         return
@@ -154,7 +200,7 @@ def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
     bar_console = _out() if sys.stdout.isatty() else _err()
     line_console = bar_console if sys.stdout.isatty() else _out()
     columns = (SpinnerColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeElapsedColumn())
-    with Progress(*columns, console=bar_console, disable=not bar_console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=bar_console, disable=quiet or not bar_console.is_terminal, transient=True) as bar:
         task = bar.add_task("frames", total=None)
 
         said = ""
@@ -162,7 +208,8 @@ def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
         def show(outcome: Outcome) -> None:
             nonlocal said
             summary.add(outcome)
-            line_console.print(_line(outcome, said), markup=False, soft_wrap=True)
+            if not quiet:
+                line_console.print(_line(outcome, said), markup=False, soft_wrap=True)
             said = str(outcome.error or "")
             bar.advance(task)
 
@@ -203,7 +250,9 @@ class _Summary:
         self._answered += 1
         self._columns["bytes on the wire"].append(float(outcome.wire_bytes))
         for stage, duration_ms in outcome.ms.items():
-            self._columns[f"{stage}, ms"].append(duration_ms)
+            # An outcome's total counts from the input being there.
+            name = "total after source" if stage == "total" else stage
+            self._columns[f"{name}, ms"].append(duration_ms)
 
     def print(self) -> None:
         import numpy as np

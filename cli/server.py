@@ -5,13 +5,23 @@ from __future__ import annotations
 import logging
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..runtime.errors import UsageError
 from . import output
 from .app import Json, Threads, app, need
+
+if TYPE_CHECKING:
+    from ..server import Listening
+
+
+class EngineName(StrEnum):
+    """What runs the tails."""
+
+    PROCESS = "process"
+    RAY = "ray"
 
 
 class LogFormatName(StrEnum):
@@ -46,6 +56,13 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of Prometheus metrics and a status page.")
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="One process here, or replicas on a Ray cluster, behind Ray Serve.")
+    ] = EngineName.PROCESS,
+    address: Annotated[str, typer.Option(help="With ray: the cluster's head; a cluster of its own by default.")] = "",
+    replicas: Annotated[
+        str, typer.Option(help="With ray: replicas of each model, as MIN-MAX; more streams bring more of them.")
+    ] = "1-4",
     allow_load: Annotated[
         bool, typer.Option("--allow-load", help="Let clients load and unload models of the folder over the wire.")
     ] = False,
@@ -107,7 +124,25 @@ def serve(
         max_stream_s=max_stream,
         drain_s=drain,
     )
-    raise typer.Exit(serve_until_told(options, ready=lambda server: output.listening(server, as_json=as_json)))
+
+    def ready(server: Listening) -> None:
+        output.listening(server, as_json=as_json)
+
+    if engine is EngineName.RAY:
+        from ..server.ray import RayOptions, serve_on_ray
+
+        least, most = _replicas(replicas)
+        raise typer.Exit(serve_on_ray(options, RayOptions(address, least, most), ready=ready))
+    if address:
+        raise UsageError("--address is the cluster's of --engine ray; --host says where this process listens")
+    raise typer.Exit(serve_until_told(options, ready=ready))
+
+
+def _replicas(said: str) -> tuple[int, int]:
+    least, _, most = said.partition("-")
+    if not least.isdigit() or not (most or least).isdigit():
+        raise UsageError(f"--replicas is MIN-MAX, such as 1-4, and not {said!r}")
+    return int(least), int(most or least)
 
 
 def _configure_log(form: LogFormatName, level: LogLevel | None) -> None:

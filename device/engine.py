@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from ..runtime.bundle import Bundle
@@ -74,6 +75,7 @@ class Engine:
         self.stages = self._load(session)
         self._idle = threading.Condition(threading.Lock())
         self._under_way = 0
+        self._last_end = time.monotonic()
 
     def _load(self, session: SessionOptions) -> Stages:
         options, manifest, wanted = self._options, self.bundle.manifest, self._options.wanted
@@ -145,13 +147,21 @@ class Engine:
     def enter(self) -> None:
         """A frame begins."""
         with self._idle:
+            if self._under_way == 0:
+                self._last_end = time.monotonic()
             self._under_way += 1
 
     def leave(self) -> None:
         """A frame has ended."""
         with self._idle:
             self._under_way -= 1
+            self._last_end = time.monotonic()
             self._idle.notify_all()
+
+    def silent_s(self) -> float:
+        """For how long frames have been under way without one of them ending."""
+        with self._idle:
+            return time.monotonic() - self._last_end if self._under_way else 0.0
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no frame is under way; False where the time was too short."""

@@ -23,7 +23,7 @@ from .stopwatch import Stopwatch, repeat
 
 _GAIN = 0.9
 _PATIENCE = 2
-_BATCH_S = 0.4
+_BATCH_S = 0.15
 """Spent on one batch size, at most."""
 
 

@@ -90,7 +90,7 @@ class Quality:
     """Mean |split - whole| over all outputs."""
     agreement: Share | None = None
     """Share of the calibration data on which split and whole have the same best class; None for no classifier."""
-    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    accuracy: Share | None = None
     """Share of held-out pictures on which the best class is the right one; None where no labels were given."""
 
 
@@ -296,6 +296,8 @@ class Manifest:
     """File name of the coder tables, where there are any."""
     local: str | None = None
     """File name of the whole model for the device, where the bundle carries it."""
+    accuracy: Share | None = None
+    """Of the whole model, or of the teacher of a trained bottleneck, on the pictures that `Quality.accuracy` is of."""
     model: Digest | None = None
     """sha256 of the uncut model as it was loaded, weights included: bundles of one model have the same."""
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 CPU = "CPUExecutionProvider"
-OPTIMISED = "optimised.onnx"
 _XNNPACK = "XnnpackExecutionProvider"
+OPTIMISED = "optimised.onnx"
 _OPTIMISATION = ("disabled", "basic", "extended", "all")
 
 
@@ -34,8 +34,8 @@ class SessionOptions:
     quiet: bool = False
     """Keep ONNX Runtime's own error log off the terminal, where a refusal is expected and handled."""
     trace: Path | None = None
-    """Folder for ONNX Runtime's profile of every node (`end_profiling` writes it) and, on the CPU alone, for
-    `optimised.onnx`, the graph that the profile speaks of; a graph that a provider compiled cannot be written."""
+    """Folder for ONNX Runtime's profile of every node (`end_profiling` writes it) and for `optimised.onnx`, the graph
+    that the profile speaks of, where the CPU alone runs it."""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -101,7 +101,7 @@ def open_session(
     if options.trace is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.trace / "nodes")
-        if options.providers == (CPU,):
+        if options.providers == (CPU,):  # a graph that a provider has compiled cannot be written
             settings.optimized_model_filepath = str(options.trace / OPTIMISED)
     if folder is not None:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
@@ -112,12 +112,6 @@ def open_session(
     except graph_errors() as error:
         name = "the graph" if isinstance(path, bytes) else path.name
         raise BundleError(f"ONNX Runtime {ort.__version__} refuses {name}: {_first_line(error)}") from None
-
-
-def _threads() -> int:
-    """0, which is ONNX Runtime's own choice (the machine's cores), unless this process may use fewer."""
-    cores = available_cores()
-    return cores if cores < (os.cpu_count() or 1) else 0
 
 
 def _provider_options(provider: str, graph: Path | bytes, options: SessionOptions) -> dict[str, str]:
@@ -143,6 +137,12 @@ _ENGINE_CACHES = {
     "NvTensorRTRTXExecutionProvider": {"nv_runtime_cache_path": "{folder}"},
     "OpenVINOExecutionProvider": {"cache_dir": "{folder}"},
 }
+
+
+def _threads() -> int:
+    """0, which is ONNX Runtime's own choice (the machine's cores), unless this process may use fewer."""
+    cores = available_cores()
+    return cores if cores < (os.cpu_count() or 1) else 0
 
 
 def graph_errors() -> tuple[type[Exception], ...]:

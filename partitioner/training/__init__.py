@@ -6,24 +6,38 @@ trained = train(teacher, data, TrainOptions(method="ladder", target_bytes=(40, 8
 bundle = export(trained, data, output="bundles/ladder")
 """
 
-from .data import ImageData, Part, read_data
+from .batches import AUGMENTATIONS, Augmentation
+from .data import DataOptions, ImageData, Part, read_data
 from .design import Design, Pair, Price
-from .options import TrainOptions
+from .export import Exported, export
+from .heads import Task, train_task
+from .options import DEFAULT_BETA, TrainOptions
+from .recipe import Report, run_recipe
 from .record import Recorder
 from .run import Trained, train
 from .teacher import Teacher, split_teacher
 
 __all__ = [
+    "AUGMENTATIONS",
+    "DEFAULT_BETA",
+    "Augmentation",
+    "DataOptions",
     "Design",
+    "Exported",
     "ImageData",
     "Pair",
     "Part",
     "Price",
     "Recorder",
+    "Report",
+    "Task",
     "Teacher",
     "TrainOptions",
     "Trained",
+    "export",
     "read_data",
+    "run_recipe",
     "split_teacher",
     "train",
+    "train_task",
 ]

@@ -59,6 +59,13 @@ SMALL_PICTURES = Augmentation(flip=True, shift=0.125)
 """CIFAR's usual augmentation: four pixels of shift, no interpolation."""
 CHARACTERS = Augmentation(shift=0.06)
 """Digits and letters: mirrored they are others."""
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "characters": CHARACTERS,
+    "small-pictures": SMALL_PICTURES,
+    "photographs": PHOTOGRAPHS,
+}
+"""By the names that the command line has for them."""
 
 
 def augment(pictures: NDArray[np.uint8], how: Augmentation, rng: np.random.Generator) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from ..preprocess import with_pictures
 from ..runner import Runner
 from ..tables import TABLES, payload_counter
 from .data import ImageData, Part
+from .further import FurtherGraphs
 from .graphs import BOTTLENECK, student_model
+from .heads import Task
 from .loop import Progress
 from .run import Trained
 
@@ -53,6 +55,8 @@ def export(
     *,
     output: str | Path,
     name: str | None = None,
+    early: nn.Module | None = None,
+    tasks: Mapping[str, Task] | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Write the bundle of a student.
@@ -62,6 +66,8 @@ def export(
         data: what it was trained on; the tables come from the training part, accuracy and bytes from the other.
         output: the bundle's folder.
         name: what devices ask for; the folder's name where None.
+        early: an early exit's network, trained.
+        tasks: further tails, trained, by name.
         progress: told of every step.
 
     Raises:
@@ -84,11 +90,18 @@ def export(
         limit=_TABLE_FRAMES,
     )
     tell("exporting", 1, 1)
-    table = {BOTTLENECK: student.quantiser.table()}
     with BundleWriter(Path(output)) as writer:
-        cut, outputs = write_cut(plan, table, writer, tell)
+        cut, outputs = write_cut(plan, {BOTTLENECK: student.quantiser.table()}, writer, tell)
         check_labels(data.classes, outputs)
-        judged = _Judge(plan, cut, outputs, writer, trained).judge(data.validation, tell)
+        judge = _Judge(plan, cut, outputs, writer, trained)
+        judged = judge.judge(data.validation, tell)
+        further = FurtherGraphs(trained, cut, writer, data.validation)
+        cut = replace(
+            cut,
+            qualities=judged.qualities,
+            further_tails={task.name: further.tail(task) for task in (tasks or {}).values()},
+            exit=further.exit(early, cut.tail_outputs[0]) if early is not None else None,
+        )
         manifest = Manifest(
             schema=SCHEMA,
             name=bundle_name(name or Path(output).name),
@@ -96,11 +109,12 @@ def export(
             batched=plan.graph.batched,
             inputs=plan.inputs,
             outputs=outputs,
-            cuts=(replace(cut, qualities=judged.qualities),),
+            cuts=(cut,),
             files={},
             preprocess=teacher.preprocess,
-            labels=data.classes if any(o.kind != "tensor" for o in outputs) else (),
+            labels=data.classes if judge.classifier else (),
             tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
+            accuracy=judged.teacher if judge.classifier else None,
         )
         return Exported(writer.finish(manifest), judged.symbols, judged.differing)
 
@@ -110,6 +124,8 @@ class _Judged:
     qualities: tuple[Quality, ...]
     symbols: int
     differing: int
+    teacher: float
+    """Share of right answers of the teacher."""
 
 
 @dataclass
@@ -130,9 +146,8 @@ class _Tally:
         self.payload_bytes += payload_bytes
         self.max_deviation = max(self.max_deviation, float(distance.max()))
         self.deviation += float(distance.mean() * len(answer))
-        best = answer.reshape(len(answer), -1).argmax(1)
-        self.right += int(np.count_nonzero(best == labels))
-        self.agreeing += int(np.count_nonzero(best == wanted.reshape(len(wanted), -1).argmax(1)))
+        self.right += int(np.count_nonzero(_best(answer) == labels))
+        self.agreeing += int(np.count_nonzero(_best(answer) == _best(wanted)))
 
     def quality(self, written: Quality, *, classifier: bool) -> Quality:
         """The manifest's row: the same quality, measured on pictures that nothing was learned from."""
@@ -161,12 +176,13 @@ class _Judge:
     def judge(self, part: Part, tell: Progress) -> _Judged:
         """Accuracy, payload and distance from the teacher at every quality, and the symbols beside torch's."""
         tallies = [_Tally() for _ in self.cut.qualities]
-        symbols = differing = 0
+        symbols = differing = known = 0
         for start in range(0, len(part), _BATCH):
             rows = slice(start, min(start + _BATCH, len(part)))
             pictures = np.ascontiguousarray(part.pictures[rows])
             with torch.no_grad():
                 wanted = self.trained.teacher.module(self.trained.teacher.normalised(pictures)).numpy()
+            known += int(np.count_nonzero(_best(wanted) == part.labels[rows]))
             for q, tally in enumerate(tallies):
                 made = self._run(pictures, q)
                 crossed = made[self.cut.crossing[0].symbols.name]
@@ -178,7 +194,8 @@ class _Judge:
         if differing:
             logger.warning("%d of %d symbols differ from torch's", differing, symbols)
         pairs = zip(self.cut.qualities, tallies, strict=True)
-        return _Judged(tuple(t.quality(q, classifier=self.classifier) for q, t in pairs), symbols, differing)
+        measured = tuple(t.quality(q, classifier=self.classifier) for q, t in pairs)
+        return _Judged(measured, symbols, differing, known / len(part))
 
     def _run(self, pictures: Array, quality: int) -> dict[str, Array]:
         feed: dict[str, Array] = {self.plan.inputs[0].name: pictures}
@@ -191,6 +208,11 @@ class _Judge:
         x = self.trained.teacher.normalised(pictures)
         symbols: Array = self.trained.student.symbols(x, torch.full((len(x),), quality)).numpy()
         return symbols
+
+
+def _best(answers: Array) -> Array:
+    best: Array = answers.reshape(len(answers), -1).argmax(1)
+    return best
 
 
 def _some(part: Part, count: int) -> NDArray[np.uint8]:

@@ -22,14 +22,14 @@ def feature_loss(made: Sequence[Tensor], wanted: Sequence[Tensor], scales: Seque
         wanted: the teacher's.
         scales: variance of each of the teacher's.
     """
-    parts = [functional.mse_loss(m, w) / s for m, w, s in zip(made, wanted, scales, strict=True)]
+    parts = [functional.mse_loss(m.float(), w.float()) / s for m, w, s in zip(made, wanted, scales, strict=True)]
     return torch.stack(parts).mean()
 
 
 def distillation(answer: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     """Kullback-Leibler divergence of softened answers, times T² (Hinton et al., 2015)."""
-    soft = functional.log_softmax(answer / temperature, dim=1)
-    target = functional.log_softmax(wanted / temperature, dim=1)
+    soft = functional.log_softmax(answer.float() / temperature, dim=1)
+    target = functional.log_softmax(wanted.float() / temperature, dim=1)
     return functional.kl_div(soft, target, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -37,7 +37,7 @@ def answer_loss(answer: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     """How far an answer is from the teacher's: distillation of logits `[B, classes]`, else the share of variance."""
     if answer.ndim == 2:
         return distillation(answer, wanted, temperature)
-    return functional.mse_loss(answer, wanted) / wanted.var().clamp(min=1e-6)
+    return functional.mse_loss(answer.float(), wanted.float()) / wanted.float().var().clamp(min=1e-6)
 
 
 class RateControl:

@@ -10,11 +10,13 @@ from .batches import Augmentation
 
 Method = Literal["bottlefit", "entropic", "ladder"]
 Activation = Literal["auto", "relu", "gdn"]
+Precision = Literal["float32", "bfloat16"]
 Relaxation = Literal["straight-through", "noise"]
 
 AUTO = "auto"
 NO_STEM = "none"
 
+DEFAULT_BETA = (1e-3,)
 MAX_LEVELS = 256
 """A trained bottleneck's symbols fit into one byte."""
 
@@ -37,7 +39,7 @@ class TrainOptions:
     target_bytes: tuple[float, ...] = ()
     """Bytes a frame to train for, smallest first: one for `entropic`, one a quality for `ladder`. The multiplier of the
     rate then follows from the target. Empty: `beta` says what a byte costs."""
-    beta: tuple[float, ...] = (1e-3,)
+    beta: tuple[float, ...] = DEFAULT_BETA
     """Loss for each byte of a frame, one a quality, in the order of the qualities (so falling). Used where there is no
     target."""
 
@@ -48,8 +50,8 @@ class TrainOptions:
     stem: str = AUTO
     """The module of the teacher up to which the encoder is the teacher's own; `none` for none. `auto`: as much as the
     budget has room for under a teacher of a million parameters or more, and else none."""
-    decoder_width: int = 96
-    """Channels inside the decoder."""
+    decoder_width: int | None = None
+    """Channels inside the decoder; twice those of the teacher's features, from 32 to 128, where None."""
     decoder_blocks: int = 2
     """Residual blocks of the decoder, at the bottleneck's size."""
     activation: Activation = "auto"
@@ -86,11 +88,17 @@ class TrainOptions:
     threads: int = 0
     """Of torch; 0 leaves it as it is."""
     device: str = "cpu"
+    precision: Precision = "float32"
+    """`bfloat16` computes convolutions in it: for accelerators, and for processors that have it (AVX512-BF16, AMX).
+    Quantiser, prior and losses stay float32, and so does everything that is measured."""
+    views: int = 0
+    """Augmented versions of each picture, which epochs meet in turn; what the teacher makes of them is kept in memory.
+    Where the teacher is half of the work, that is time for twice the epochs. 0: new versions all the time."""
     checkpoint_s: float = 60.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch besides."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("method", Method), ("activation", Activation)):
+        for name, kind in (("method", Method), ("activation", Activation), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"{name} is one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
         if self.relaxation not in get_args(Relaxation):
@@ -109,6 +117,8 @@ class TrainOptions:
             raise UsageError(f"{self.method} trains one rate; several need the method ladder")
         if self.method == "bottlefit" and self.target_bytes:
             raise UsageError("bottlefit has no rate term, so no target: say --levels and --channels instead")
+        if self.views < 0:
+            raise UsageError(f"views are 0 or more, not {self.views}")
         if min(self.epochs) < 0 or sum(self.epochs) < 1 or self.batch < 2 or min(self.rates) <= 0:
             raise UsageError("epochs are 0 or more with one in all, a batch has 2 or more, learning rates are above 0")
 

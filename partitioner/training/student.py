@@ -25,8 +25,6 @@ class Made:
     """`[B, classes]`"""
     features: list[Tensor]
     """The decoder's, then the taps'."""
-    bottleneck: Tensor
-    """Restored from the symbols, `[B, C, h, w]`."""
     bits: Tensor | None
     """Of each frame, `float32 [B]`, by the prior, with noise for rounding; None where there is no prior."""
     true_bits: Tensor | None
@@ -43,6 +41,7 @@ class Student(nn.Module):
         self.prior = FactorisedPrior(options.channels) if options.rated else None
         self.tail: Tail = copy.deepcopy(halves.tail)
         self.options = options
+        self.even = pair.even
         self.kept = ("tail.", *(["encoder.0."] if pair.has_stem else []))
         """Beginnings of the names of parameters that come from the teacher."""
 
@@ -52,26 +51,32 @@ class Student(nn.Module):
         self.eval()
         features = self.encoder(pictures)
         rated = self.prior is not None
-        self.quantiser.start(features, rated=rated, target_bytes=self.options.target_bytes)
+        self.quantiser.start(features, rated=rated, target_bytes=self.options.target_bytes, even=self.even)
         if self.prior is not None:
             self.prior.start(features)
 
     def made(self, pictures: Tensor, quality: Tensor, generator: torch.Generator) -> Made:
         """Run as in training."""
-        features = self.encoder(pictures)
-        bits = true_bits = None
-        seen = self.quantiser(features, quality)
-        if self.prior is not None:
-            noisy = self.quantiser.noisy(features, quality, generator)
-            steps = self.quantiser.steps(quality)
-            bits = self.prior.bits(noisy, steps)
-            with torch.no_grad():
-                true_bits = self.prior.bits(seen, steps)
-            if self.options.relaxation == "noise":
-                seen = noisy
+        features = self.encoder(pictures).float()
+        # What decides the symbols and what they cost is never computed in less than float32.
+        with torch.autocast(features.device.type, enabled=False):
+            seen, bits, true_bits = self._quantised(features, quality, generator)
         restored = self.decoder(seen)
         answer, *taps = self.tail.tapped(restored)
-        return Made(answer, [restored, *taps], seen, bits, true_bits)
+        return Made(answer, [restored, *taps], bits, true_bits)
+
+    def _quantised(
+        self, features: Tensor, quality: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the decoder sees, and the bits of it: with noise for rounding, and as it is."""
+        seen: Tensor = self.quantiser(features, quality)
+        if self.prior is None:
+            return seen, None, None
+        noisy, steps = self.quantiser.noisy(features, quality, generator), self.quantiser.steps(quality)
+        bits = self.prior.bits(noisy, steps)
+        with torch.no_grad():
+            true_bits = self.prior.bits(seen, steps)
+        return noisy if self.options.relaxation == "noise" else seen, bits, true_bits
 
     def forward(self, pictures: Tensor, quality: Tensor) -> Tensor:
         """The answer as it is deployed: normalised pictures `[B, 3, H, W]`, qualities `int64 [B]`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,11 @@ from onnx import TensorProto, helper
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...runtime.errors import CutError, MissingDependencyError, ModelError, UnknownTensorError
+from ...runtime.errors import CutError, ModelError, UnknownTensorError
 from ...runtime.manifest import Preprocess
 from ..model import Model, first_line, nearest
 from ..preprocess import parse
-from ..torch_source import Module, module_from
+from ..torch_source import Module, library, module_from
 
 Tensor = torch.Tensor
 Pixels = NDArray[np.uint8]
@@ -219,6 +220,28 @@ def stems(teacher: Teacher, at: str) -> list[Stem]:
     return list(found.values())
 
 
+def between(first: Halves, last: str) -> nn.Module:
+    """A teacher's layers from one cut to another, as a copy.
+
+    Args:
+        first: taken apart at the former, with the latter as its tail's only tap.
+        last: name of the latter, for the message.
+
+    Raises:
+        CutError: the two are one place.
+    """
+    made: fx.GraphModule = copy.deepcopy(first.tail.body)  # type: ignore[assignment]
+    answer = next(node for node in made.graph.nodes if node.op == "output")
+    tap = answer.args[0][1]
+    if not isinstance(tap, fx.Node) or tap.op == "placeholder":
+        raise CutError(f"nothing lies between {first.at!r} and {last!r}")
+    answer.args = (tap,)
+    made.graph.eliminate_dead_code()
+    made.delete_all_unused_submodules()
+    made.recompile()
+    return made
+
+
 @dataclass(frozen=True)
 class _Seen:
     """A module, as it ran."""
@@ -288,9 +311,15 @@ def _spread_behind(teacher: Teacher, at: str, seen: dict[str, _Seen], count: int
     for i in range(count):
         goal = start + (1 - start) * (i + 1) / count
         order = sorted(later, key=lambda n: (round(abs(seen[n].share - goal), 2), n.count(".")))
-        found = next((n for n in order if n not in chosen and _separate(teacher, n) is not None), None)
+        free = (n for n in order if not any(_nested(n, other) for other in chosen))
+        found = next((n for n in free if _separate(teacher, n) is not None), None)
         chosen += [found] if found is not None else []
     return chosen
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether a module is the other, or inside it, or around it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 class _Tracer(fx.Tracer):
@@ -371,17 +400,15 @@ def _load(source: str | Path | nn.Module, weights: str | Path | None) -> tuple[M
         if Path(source).suffix == ".onnx":
             return _from_onnx(Path(source)), Path(source).stem
         return module_from(source, weights), str(source).rpartition(":")[2]
-    return module_from(source, weights), type(source).__name__
+    made = module_from(source, weights)
+    return made, type(made.module).__name__
 
 
 def _from_onnx(path: Path) -> Module:
     """An ONNX classifier as a torch module."""
     from ..load import load
 
-    try:
-        import onnx2torch
-    except ImportError:
-        raise MissingDependencyError("an ONNX teacher needs onnx2torch: pip install 'narrows[train]'") from None
+    onnx2torch = library("onnx2torch")
     model = load(path)
     inputs = model.proto.graph.input
     dims = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []

@@ -1,0 +1,172 @@
+"""Further networks on a frozen student's symbols: more tails for the server, an early exit for the device.
+
+A tail answers another question about the same payload. An early exit answers the student's own question on the device,
+at less certainty (Teerapittayanon et al., BranchyNet, ICPR 2016), so that the sure frames need no link at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ...runtime.errors import TrainingError, UsageError
+from . import checkpoint
+from .batches import Augmentation, Batches
+from .data import Part
+from .layers import Residual, convolution
+from .loop import Progress, draw_qualities, one_cycle, seeded
+from .record import Recorder
+from .run import Trained
+
+Tensor = torch.Tensor
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Called with the answer and the target, both with a batch axis."""
+
+_EXIT_WIDTH = 32
+_TAIL_WIDTH = 96
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question about the same symbols.
+
+    Task("coarse", classifier(trained, 2), Part(pictures, labels), Part(held_out, their_labels), cross_entropy)
+    """
+
+    name: str
+    module: nn.Module
+    """The bottleneck `float32 [B, C, h, w]` to one answer `[B, …]`."""
+    train: Part
+    """Pictures, and in place of labels the targets `[N, …]`; not used where `target` is `pictures`."""
+    validation: Part
+    loss: Loss
+    target: Literal["given", "pictures"] = "given"
+    """`pictures`: the target is the picture itself, `float32 [B, 3, H, W]`, 0 to 1."""
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
+    """For targets that stay true of a picture that was moved: classes, and pictures themselves."""
+    labels: tuple[str, ...] = ()
+    """Of the classes, where the answer is a classifier's logits."""
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise UsageError(f"a tail's name is a word without slashes, not {self.name!r}")
+
+
+def classifier(trained: Trained, classes: int, width: int = _TAIL_WIDTH) -> nn.Module:
+    """A network for a classification task on the symbols of a student: logits `[B, classes]`."""
+    channels = trained.options.channels
+    blocks = [Residual(width), convolution(width, 2 * width, 3, 2), Residual(2 * width)]
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes)]
+    return nn.Sequential(convolution(channels, width, 3), *blocks, *pooled)
+
+
+def painter(trained: Trained, width: int = _TAIL_WIDTH) -> nn.Module:
+    """A network that restores the picture from the symbols: `float32 [B, 3, H, W]`, 0 to 1."""
+    p = trained.teacher.preprocess
+    blocks = [convolution(trained.options.channels, width, 3), Residual(width)]
+    up = [nn.Upsample(size=(p.height // 2, p.width // 2), mode="nearest"), convolution(width, width // 2, 3)]
+    last = [nn.Upsample(size=(p.height, p.width), mode="nearest"), convolution(width // 2, width // 4, 3)]
+    return nn.Sequential(*blocks, *up, *last, nn.Conv2d(width // 4, 3, 3, padding=1), nn.Sigmoid())
+
+
+def exit_network(trained: Trained, classes: int) -> nn.Module:
+    """A network that is small enough for the device: two separable steps and a pooled sum."""
+    channels = trained.options.channels
+    return nn.Sequential(
+        convolution(channels, _EXIT_WIDTH, 3),
+        convolution(_EXIT_WIDTH, 2 * _EXIT_WIDTH, 3, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2 * _EXIT_WIDTH, classes),
+    )
+
+
+def train_task(
+    trained: Trained,
+    task: Task,
+    *,
+    epochs: int,
+    recorder: Recorder,
+    progress: Progress,
+) -> nn.Module:
+    """Train a task's network on the frozen encoder's symbols, over all its qualities; or go on where it was left.
+
+    Raises:
+        TrainingError: the loss is no number any more, or the disk is full.
+        UsageError: the network does not take the bottleneck.
+    """
+    options, folder = trained.options, trained.folder
+    module = task.module.to(options.device)
+    batches = Batches(task.train, options.batch, task.augmentation, options.seed, workers=1)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=options.rates[0], weight_decay=options.weight_decay)
+    path = folder / f"task-{task.name}.pt"
+    first = _restored(path, module, optimiser)
+    _try(trained, task, module)
+    total = batches.steps * epochs
+    for epoch in range(first, epochs):
+        module.train()
+        for step, (pictures, targets) in enumerate(batches.epoch(epoch)):
+            at = epoch * batches.steps + step
+            for group in optimiser.param_groups:
+                group["lr"] = options.rates[0] * one_cycle(at, total)
+            symbols = restored_symbols(trained, pictures, seeded(options.seed, task.name, epoch, step))
+            loss = task.loss(module(symbols), _target(task, pictures, targets).to(options.device))
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    f"the loss of {task.name!r} is no number any more (epoch {epoch + 1}, step {step + 1}); {path} is "
+                    "the last good state: go on from it with a smaller learning rate (--rates)"
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            recorder.scalar(f"{task.name}/train/loss", float(loss.detach()), at + 1)
+            progress(f"tail {task.name}", at + 1, total)
+        checkpoint.save({"epoch": epoch + 1, "module": module.state_dict(), "optimiser": optimiser.state_dict()}, path)
+    return module.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def restored_symbols(trained: Trained, pictures: Tensor, generator: torch.Generator | None, quality: int = 0) -> Tensor:
+    """What a tail sees of pictures `uint8 [B, H, W, 3]`: at drawn qualities, or at one where there is no generator."""
+    student = trained.student
+    x = trained.teacher.normalised(pictures).to(next(student.parameters()).device)
+    if generator is None:
+        qualities = torch.full((len(x),), quality)
+    else:
+        qualities = draw_qualities(len(x), trained.options.qualities, generator)
+    restored: Tensor = student.quantiser(student.encoder(x), qualities.to(x.device))
+    return restored
+
+
+def _restored(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    state: dict[str, Any] | None = checkpoint.restore(path)
+    if state is None:
+        return 0
+    try:
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, KeyError, ValueError):
+        raise TrainingError(f"{path} holds another network; remove it to begin this tail again") from None
+    return int(state["epoch"])
+
+
+def _target(task: Task, pictures: Tensor, targets: Tensor) -> Tensor:
+    return pictures.permute(0, 3, 1, 2).float() / 255 if task.target == "pictures" else targets
+
+
+def _try(trained: Trained, task: Task, module: nn.Module) -> None:
+    """Run the network once before an epoch is spent on it."""
+    rows = torch.from_numpy(task.train.pictures[:2].copy())
+    seen = restored_symbols(trained, rows, None)
+    try:
+        with torch.no_grad():
+            module.eval()(seen)
+    # A stranger's network raises what it likes.
+    except Exception as error:  # noqa: BLE001
+        shape = "×".join(map(str, seen.shape[1:]))
+        raise UsageError(f"the tail {task.name!r} does not take the bottleneck, {shape} ({error})") from None
