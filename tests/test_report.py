@@ -239,7 +239,9 @@ def test_the_page_fits_a_phone_and_a_dark_room(page: Any) -> None:
     try:
         shown(page)
         assert page.execute_script("return document.documentElement.scrollWidth") <= 390
-        taller = "return [...document.querySelectorAll('.plot')].filter(p => p.scrollHeight > p.clientHeight + 1).length"
+        taller = (
+            "return [...document.querySelectorAll('.plot')].filter(p => p.scrollHeight > p.clientHeight + 1).length"
+        )
         assert page.execute_script(taller) == 0, "no picture hangs over the next"
         assert background() != light
         agrees(page)
