@@ -16,7 +16,7 @@ from .design import Pair, Price, design, prices
 from .inherit import inherited
 from .loop import Progress, Training
 from .options import TrainOptions
-from .race import race_modules
+from .race import entrant, race
 from .record import Recorder, Silent
 from .student import Student
 from .teacher import Halves, Teacher, split_teacher
@@ -105,7 +105,7 @@ def choose_activation(teacher: Teacher, halves: Halves, options: TrainOptions) -
     if not any(layer.gdn for layer in designs["gdn"].layers):
         return "relu"
     state = torch.get_rng_state()
-    taken = race_modules({name: made.make().encoder for name, made in designs.items()}, teacher.example)
+    taken = race({name: entrant(made.make().encoder, teacher.example) for name, made in designs.items()})
     torch.set_rng_state(state)
     logger.info("encoder with GDN %.3f ms, with ReLU %.3f ms", taken["gdn"], taken["relu"])
     return "gdn" if taken["gdn"] <= _GDN_ALLOWANCE * taken["relu"] else "relu"
