@@ -1,6 +1,6 @@
 """Is the planner right, and is what it plans worth it?
 
-    python benchmarks/planner.py [--bundle TRAINED --images FOLDER] [--cuts 4] [--rounds 9] [--json]
+    python benchmarks/planner.py [--bundle TRAINED --teacher MODEL --images FOLDER] [--cuts 4] [--rounds 9] [--json]
 
 Three models: MobileNetV2 from the material, torchvision's ResNet-18 (random weights: times and bytes are real, answers
 are not), and, where --bundle names one, a trained bottleneck. The device is a process whose graphs and coder take so
@@ -40,6 +40,7 @@ from narrows.device.local import LocalModel
 from narrows.device.offload import picture_frame
 from narrows.device.policies import Choice, View
 from narrows.device.schedule import parse_link
+from narrows.partitioner import add_whole
 from narrows.planner.choose import Constraints, best_of
 from narrows.planner.link import Link
 from narrows.planner.predict import Prediction, predict
@@ -385,7 +386,11 @@ def models(options: argparse.Namespace, folder: Path) -> Iterator[Model]:
         print(f"{name}: profiled and cut in {time.monotonic() - began:.0f} s", file=sys.stderr)
         yield Model(name, folder / "bundles" / name, folder / "photographs")
     if options.bundle is not None:
-        yield Model("bottleneck", options.bundle, options.images)
+        path = options.bundle
+        if options.teacher is not None:
+            path = folder / "bundles" / "bottleneck"
+            add_whole(Bundle.open(options.bundle), options.teacher, path, weights=options.weights)
+        yield Model("bottleneck", path, options.images)
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]]) -> str:
@@ -399,8 +404,10 @@ def verdict(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="a trained bottleneck that carries the whole model for both halves")
+    parser.add_argument("--bundle", type=Path, help="a trained bottleneck")
     parser.add_argument("--images", type=Path, help="its pictures, in folders named after the classes")
+    parser.add_argument("--teacher", help="its whole model, as `narrows cut` takes it, where the bundle has none")
+    parser.add_argument("--weights", help="of a torch teacher")
     parser.add_argument("--models", nargs="*", default=["mobilenet-v2", "resnet18"])
     parser.add_argument("--links", nargs="+", default=LINKS)
     parser.add_argument("--speeds", nargs="+", type=float, default=SPEEDS, help="times that the device is slower")

@@ -1,12 +1,13 @@
 """The students of `rate_accuracy.py`: how each is trained, and the bundle that comes of it.
 
-python benchmarks/students.py NAME [--seed 0]     # train one of RECIPES, or go on with it, and measure it
+python benchmarks/students.py NAME [--seed 0]     # train one of RECIPES, or go on with it
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -15,12 +16,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from narrows.partitioner.training import Teacher, TrainOptions, split_teacher, train
+from narrows.partitioner.training import Teacher, TrainOptions, train
 from narrows.partitioner.training.batches import PHOTOGRAPHS
 from narrows.partitioner.training.curves import Curves
 from narrows.partitioner.training.data import ImageData, read_data
 from narrows.partitioner.training.export import export
-from narrows.partitioner.training.inherit import inherited
 from teachers import cache_folder, cifar_data, flowers, flowers_data, resnet20
 
 IMAGENET = "scale=0.00392156862745098,mean=0.485/0.456/0.406,std=0.229/0.224/0.225"
@@ -36,11 +36,10 @@ class Recipe:
     at: str
     """What the decoder restores."""
     options: TrainOptions
-    inherits: bool = False
-    """The pair begins and ends with the teacher's own layers; designed from the shapes otherwise."""
 
 
 _FLOWERS = TrainOptions(
+    inherit=True,
     channels=24,
     stride=16,
     decoder_width=64,
@@ -58,22 +57,18 @@ _FLOWERS = TrainOptions(
     precision="bfloat16",
 )
 RECIPES = {
-    "flowers-bottlefit": Recipe(
-        "flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=8), inherits=True
-    ),
+    "flowers-bottlefit": Recipe("flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=8)),
     "flowers-ladder": Recipe(
         "flowers",
         "one model, every rate",
         "features.10",
         replace(_FLOWERS, method="ladder", levels=32, target_bytes=(50, 100, 200, 400)),
-        inherits=True,
     ),
     "flowers-entropic-120": Recipe(
         "flowers",
         "Entropic Student",
         "features.10",
         replace(_FLOWERS, method="entropic", levels=32, target_bytes=(120,), epochs=(4, 4)),
-        inherits=True,
     ),
 }
 
@@ -111,14 +106,9 @@ def student(name: str, seed: int) -> Path:
     torch.set_num_threads(1)
     teacher, data = subject(recipe.subject)
     options = replace(recipe.options, seed=seed)
-    pair = None
-    if recipe.inherits:
-        torch.manual_seed(seed)
-        pictures = data.train.pictures[:: max(1, len(data.train) // 512)]
-        pair = inherited(teacher, split_teacher(teacher, recipe.at), options, pictures)
     began = time.monotonic()
     curves = Curves(folder)
-    trained = train(teacher, data, options, output=folder, at=recipe.at, pair=pair, recorder=curves)
+    trained = train(teacher, data, options, output=folder, at=recipe.at, recorder=curves)
     curves.close()
     took = time.monotonic() - began
     made = export(trained, data, output=folder / "bundle")
@@ -128,21 +118,12 @@ def student(name: str, seed: int) -> Path:
 
 
 def main() -> None:
-    import logging
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    from rate_accuracy import student_points
-    from teachers import CIFAR, FLOWERS, pack
-
-    recipe = RECIPES[args.name]
-    bundle = student(args.name, args.seed)
-    part = pack(FLOWERS if recipe.subject == "flowers" else CIFAR, "test").part
-    for point in student_points(recipe.method, bundle, part, recipe.subject, args.seed):
-        print(json.dumps(asdict(point)), flush=True)
+    print(student(args.name, args.seed))
 
 
 if __name__ == "__main__":
