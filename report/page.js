@@ -60,11 +60,14 @@ function listen() {
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; soon(); } });
 }
-let waiting = false;
+// While a slider is dragged the answer and its bars follow; the rest is drawn when it rests.
+let waiting = false, resting = 0;
 function soon() {
+  clearTimeout(resting);
+  resting = setTimeout(showRest, 120);
   if (waiting) return;
   waiting = true;
-  requestAnimationFrame(() => { waiting = false; show(); });
+  requestAnimationFrame(() => { waiting = false; showAnswers(); });
 }
 
 // The answer in words.
@@ -73,7 +76,8 @@ function showAnswer(all, { best, misses }) {
   el("sliders").className = missed.length ? "missed" : "";
   el("verdict").dataset.point = name;
   const lead = missed.length ? "Nothing keeps the bounds. The nearest miss: " : best.point.mode === "split" ? "" : "Do not split: ";
-  el("verdict").textContent = `${lead}${name}, ${ms(best.latency)} ms`;
+  const said = `${lead}${name}, ${ms(best.latency)} ms`;
+  el("verdict").textContent = said[0].toUpperCase() + said.slice(1);
   const words = missed.map(([what, factor]) => `${what} at ${factor.toFixed(2)}× its bound`);
   if (best.bytes) words.push(bytes(best.bytes) + " a frame");
   if (best.drop !== null && best.point.mode !== "local") words.push(`${best.drop.toFixed(1)} points of accuracy ${model.measured_accuracy ? "lost" : "lost at most"}`);
@@ -237,9 +241,13 @@ function showAudit(audit) {
   el("examples").replaceChildren(columns);
 }
 
-function show() {
-  const all = predictions(), answer = narrows.best(all, state.bounds, state.objective), rows = leaders(all);
-  showControls(); showAnswer(all, answer); showLatency(rows, answer.best); showNarrow(answer.best); showRate(all, answer.best); showMap(); showTable(all, answer.best);
+function showAnswers() {
+  const all = predictions(), answer = narrows.best(all, state.bounds, state.objective);
+  showControls(); showAnswer(all, answer); showLatency(leaders(all), answer.best);
+}
+function showRest() {
+  const all = predictions(), { best } = narrows.best(all, state.bounds, state.objective);
+  showNarrow(best); showRate(all, best); showMap(); showTable(all, best);
 }
 
 document.querySelector("h1").textContent = model.title;
@@ -252,5 +260,5 @@ if (model.points) {
   el("load").max = model.loads.length - 1;
   el("objective").replaceChildren(...Object.keys(narrows.COSTS).map(name => make("option", name)));
   el("fidelity-said").textContent = model.measured_accuracy ? "Share of right answers on the pictures that were given." : "Share of pictures on which the split has the whole model's best class.";
-  planned(); listen(); show();
+  planned(); listen(); showAnswers(); showRest();
 }

@@ -271,18 +271,22 @@ def test_frames_that_are_turned_away_are_counted(tmp_path: Path) -> None:
 
 def test_ctrl_c_gives_what_was_measured(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b" / "tiny")
-    words = ("--rate", "50,60,70", "--max-s", 1, "--threads", 1, "--json", "--csv", tmp_path / "steps.csv")
+    words = ("--rate", "50,60,70", "--max-s", 3, "--threads", 1, "--json", "--csv", tmp_path / "steps.csv")
     command = narrows("bench", bundle.root, *words)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "50/s" in process.stderr.readline()
         assert "60/s" in process.stderr.readline()
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         said = json.loads(process.communicate(timeout=60)[0])
     assert process.returncode == 130
     assert said["ended"] == "interrupted"
-    assert [step["load"]["rate"] for step in said["steps"]] == [50]
-    assert len((tmp_path / "steps.csv").read_text().splitlines()) == 2
+    whole, part = said["steps"]
+    assert [whole["load"]["rate"], part["load"]["rate"]] == [50, 60]
+    assert part["trouble"] == "interrupted"
+    assert 0 < part["frames"] < 60 * 2.6
+    assert len((tmp_path / "steps.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("report")
     write_report(folder / "report.html", SITUATION)
     with browser(folder / "profile") as opened:
+        opened.set_script_timeout(60)
         opened.get(f"file://{folder}/report.html")
         yield opened
 
@@ -54,8 +55,8 @@ def as_planned(request: pytest.FixtureRequest) -> None:
 
 
 def shown(page: Any) -> str:
-    """The verdict, once the page has drawn what was asked."""
-    page.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))")
+    """The verdict, once the page has drawn all that was asked."""
+    page.execute_async_script("const done = arguments[0]; setTimeout(() => requestAnimationFrame(done), 200)")
     return str(page.find_element("id", "verdict").text)
 
 
