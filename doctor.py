@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .runtime.bundle import cache_folder
+from .device.providers import best, present, short_name, try_all
+from .runtime.bundle import Bundle, cache_folder
 from .runtime.codec import SymbolSpec, by_label, kernel_status, labels
 from .runtime.codec.context import has_kernel
 from .runtime.errors import NarrowsError
-from .runtime.session import SessionOptions, open_session, runtime
+from .runtime.manifest import Half
+from .runtime.session import CPU, SessionOptions, open_session, runtime
 
 # y = x + x over float32 [2]: 65 bytes that show whether ONNX Runtime runs at all.
 _GRAPH = base64.b64decode("CAcSADo1Cg4KAXgKAXgSAXkiA0FkZBIBZ1oPCgF4EgoKCAgBEgQKAggCYg8KAXkSCgoICAESBAoCCAJCBAoAEA0=")
@@ -43,6 +45,7 @@ def examine() -> Iterator[Finding]:
         "narrows", None, importlib.metadata.version("narrows") if _installed("narrows") else "from a checkout"
     )
     yield _try("onnx runtime", _run_a_graph, "install onnxruntime, or the wheel that fits your board")
+    yield from _providers()
     yield Finding("context coder", True if has_kernel() else None, kernel_status())
     for label in labels():
         yield _try(f"coder {label}", lambda label=label: _round_trip(label), "reinstall narrows")  # type: ignore[misc]
@@ -53,6 +56,51 @@ def examine() -> Iterator[Finding]:
     yield _extra("server", "grpc_health", "pip install 'narrows[server]'")
     yield _extra("partitioner: torch", "torch", "pip install 'narrows[partition]'")
     yield _extra("partitioner: onnx", "onnx", "pip install 'narrows[partition]'")
+
+
+def examine_bundle(path: Path, threads: int = 0) -> Iterator[Finding]:
+    """Try a bundle's head on every execution provider: does it reproduce the golden vectors, how quick is it, and which
+    of its nodes run elsewhere?
+
+    Raises:
+        BundleError: it is none.
+    """
+    bundle = Bundle.open(path, Half.DEVICE)
+    for cut in bundle.manifest.cuts:
+        found = try_all(bundle, cut, SessionOptions(threads=threads))
+        for trial in found:
+            what = f"head {cut.name} on {short_name(trial.provider)}"
+            if trial.ms is None:
+                yield Finding(what, None, "cannot be used", trial.trouble)
+                continue
+            where = ", ".join(f"{count} on {short_name(one)}" for one, count in trial.nodes.items())
+            nodes = f"mixed: nodes {where}" if trial.mixed else f"all {sum(trial.nodes.values())} nodes"
+            taken = "; the quickest" if len(found) > 1 and trial.provider == best(found) else ""
+            yield Finding(what, True, f"{trial.ms:.2f} ms, {nodes}{taken}")
+
+
+def _providers() -> Iterator[Finding]:
+    """Every execution provider that this ONNX Runtime lists: can it be loaded?"""
+    try:
+        listed = [provider for provider in present() if provider != CPU]
+    except NarrowsError:
+        return  # said already
+    for provider in listed:
+        what = f"provider {short_name(provider)}"
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "probe.onnx"
+            path.write_bytes(_GRAPH)
+            try:
+                loaded = open_session(path, SessionOptions((provider, CPU), quiet=True)).get_providers()
+            except NarrowsError as error:
+                yield Finding(what, None, "cannot be used", str(error))
+                continue
+        if provider in loaded:
+            yield Finding(what, True, "can be loaded")
+        else:
+            yield Finding(
+                what, None, "is listed and cannot be loaded", "install its libraries, or never mind: the CPU runs"
+            )
 
 
 def _try(what: str, attempt: Callable[[], str], advice: str) -> Finding:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..runtime.errors import MissingDependencyError
+from ..runtime.errors import MissingDependencyError, UsageError
 from ..runtime.version import VERSION
 
 app = typer.Typer(
@@ -44,6 +44,28 @@ def _settings(
     )
     if debug:
         os.environ["NARROWS_DEBUG"] = "1"
+
+
+def keep_to_cpus(text: str) -> None:
+    """Keep this process, and every thread that it starts from now on, to some cores.
+
+    Args:
+        text: numbers and ranges, joined by commas: "2,3" or "0-3".
+
+    Raises:
+        UsageError: no list of cores, or none of this machine's.
+    """
+    cores: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            cores |= set(range(int(first), int(last or first) + 1))
+        os.sched_setaffinity(0, cores)
+    except (ValueError, OverflowError, OSError):
+        here = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise UsageError(
+            f"--cpus takes numbers such as 2,3 or 0-3, not {text!r}; this process may use {here}"
+        ) from None
 
 
 def need(extra: str, *modules: str) -> None:

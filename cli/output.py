@@ -58,6 +58,17 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         yield step
 
 
+def step(text: str) -> None:
+    """A step of something that takes a while."""
+    print(text, flush=True)
+
+
+def waiting(text: str) -> None:
+    """What is being waited for, to a person before a screen."""
+    if sys.stderr.isatty():
+        _err().print(f"{text} …", markup=False)
+
+
 def findings(found: Sequence[Finding], *, as_json: bool) -> None:
     """What `narrows doctor` found."""
     if as_json:
@@ -172,8 +183,13 @@ def listening(server: Listening, *, as_json: bool) -> None:
 
 
 @contextmanager
-def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
-    """Print outcomes as they come; on a terminal with a bar that counts them, and a summary at the end."""
+def outcomes(*, as_json: bool, quiet: bool = False) -> Iterator[Callable[[Outcome], None]]:
+    """Print outcomes as they come; on a terminal with a bar that counts them, and a summary at the end.
+
+    Args:
+        as_json: one JSON object a line.
+        quiet: the summary alone; something else shows them.
+    """
     if as_json:
         yield lambda outcome: _print_json(outcome.to_json())
         return
@@ -184,7 +200,7 @@ def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
     bar_console = _out() if sys.stdout.isatty() else _err()
     line_console = bar_console if sys.stdout.isatty() else _out()
     columns = (SpinnerColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeElapsedColumn())
-    with Progress(*columns, console=bar_console, disable=not bar_console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=bar_console, disable=quiet or not bar_console.is_terminal, transient=True) as bar:
         task = bar.add_task("frames", total=None)
 
         said = ""
@@ -192,7 +208,8 @@ def outcomes(*, as_json: bool) -> Iterator[Callable[[Outcome], None]]:
         def show(outcome: Outcome) -> None:
             nonlocal said
             summary.add(outcome)
-            line_console.print(_line(outcome, said), markup=False, soft_wrap=True)
+            if not quiet:
+                line_console.print(_line(outcome, said), markup=False, soft_wrap=True)
             said = str(outcome.error or "")
             bar.advance(task)
 
@@ -233,7 +250,9 @@ class _Summary:
         self._answered += 1
         self._columns["bytes on the wire"].append(float(outcome.wire_bytes))
         for stage, duration_ms in outcome.ms.items():
-            self._columns[f"{stage}, ms"].append(duration_ms)
+            # An outcome's total counts from the input being there.
+            name = "total after source" if stage == "total" else stage
+            self._columns[f"{name}, ms"].append(duration_ms)
 
     def print(self) -> None:
         import numpy as np

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import UsageError
-from . import output, plans
+from . import output, plans, reports
 from .app import Json, Threads, app, need
-from .device import Ca, Cert, Key, Tls, TokenFile, link_options
+from .device import Ca, Cert, Key, Provider, Tls, TokenFile, link_options, session_options
 from .model import NEEDS, Weights
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def profile(
     name: Annotated[str | None, typer.Option(help="Of this machine; its host name by default.")] = None,
     preprocess: Annotated[str, typer.Option(help="Of a model: as for `narrows cut`.")] = "none",
     weights: Weights = None,
+    report: Annotated[Path | None, typer.Option(help="Show it as a page of pictures and sliders, .html.")] = None,
     cuts: Annotated[int, typer.Option(min=1, help="Of a model: cuts that are made and measured, at most.")] = 12,
     bundle: Annotated[
         Path | None, typer.Option(help="Of a model: keep these cuts there, as one bundle for all devices.")
@@ -59,6 +60,7 @@ def profile(
         bool, typer.Option("--no-memory", help="Leave the graphs' memory out, which takes a process each.")
     ] = False,
     threads: Threads = 0,
+    provider: Provider = None,
     tls: Tls = False,
     ca: Ca = None,
     cert: Cert = None,
@@ -70,10 +72,12 @@ def profile(
 
     Example: narrows profile net.onnx --images photos/ --preprocess imagenet -o laptop.json
     """
+    from ..planner.choose import Constraints
     from ..planner.profile import write
     from ..profiling import ProfileOptions
-    from ..runtime.session import SessionOptions
+    from ..report import Situation
 
+    reports.check_page(report)
     options = ProfileOptions(
         images=images,
         frames=frames,
@@ -81,7 +85,8 @@ def profile(
         on_device=on_device,
         server=server,
         memory=not no_memory,
-        session=SessionOptions(threads=threads),
+        session=session_options(threads, provider),
+        try_providers=provider is None,
         link=link_options(tls, ca, cert, key, token_file),
     )
     with output.progress() as step:
@@ -93,6 +98,8 @@ def profile(
             raise UsageError("one model, or bundles of one model; of these not all are bundles: " + ", ".join(model))
     output_path.parent.mkdir(parents=True, exist_ok=True)
     output_path.write_bytes(write(made))
+    if report is not None:
+        reports.write(Situation(made, made, _link(reports.ASSUMED_LINK), Constraints()), report, None)
     plans.profile(made, output_path, as_json=as_json)
 
 
@@ -128,16 +135,22 @@ def plan(
     server_load: Annotated[
         float, typer.Option(help="Share of its time in which the server is busy with others.")
     ] = 0.0,
+    page: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Show it as a page of pictures and sliders, .html.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the pictures into this folder, for papers.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="Show what `narrows audit -o audit.json` found, too.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say where to cut, or that not to: the best operating point over a link, by measured profiles.
 
-    Example: narrows plan pi.json server.json --link 5mbit,rtt=40ms --deadline-ms 50 --max-accuracy-drop 1
+    Example: narrows plan pi.json server.json --link 5mbit,rtt=40ms --max-accuracy-drop 1 -o report.html
     """
     from ..planner.choose import Constraints
     from ..planner.fleet import Kind, assign, capacity
     from ..planner.predict import Conditions
     from ..planner.profile import read
+    from ..report import Situation
 
     found = [read(path) for path in profiles]
     devices, server = (found[:-1], found[-1]) if len(found) > 1 else (found, None)
@@ -150,6 +163,14 @@ def plan(
         max_memory_bytes=None if max_memory_mb is None else max_memory_mb * 1e6,
     )
     conditions = Conditions(device_scale=device_scale, server_load=server_load)
+    if page is not None or png is not None:
+        if len(devices) > 1:
+            raise UsageError("a report is of one kind of device: give its profile and the server's, and no other")
+        reports.check_page(page)
+        shown = Situation(devices[0], server or devices[0], _link(link[0]), constraints, objective.value, conditions)
+        reports.write(shown, page, png, audit)
+    elif audit is not None:
+        raise UsageError("--audit is shown in the page that -o writes; name one")
     shares = _mix(mix, len(devices))
     names = plans.names_of(devices)
     said = []

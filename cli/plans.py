@@ -71,13 +71,15 @@ def profile(made: Profile, path: Path, *, as_json: bool) -> None:
 def plan(said: Sequence[Said], constraints: Constraints, *, as_json: bool) -> None:
     """What `narrows plan` found."""
     if as_json:
-        print_json([_json(one) for one in said])
+        print_json(finite([_json(one) for one in said]))
         return
     console = out()
     for one in said:
         for assigned in one.assigned:
             console.print(_sentence(one, assigned), markup=False, soft_wrap=True)
             console.print(_reason(assigned.plan), markup=False, soft_wrap=True)
+            if (coarse := _coarse(assigned, constraints)) is not None:
+                console.print(coarse, markup=False, soft_wrap=True)
             if not assigned.plan.feasible:
                 console.print(_miss(assigned.plan, constraints), markup=False, soft_wrap=True)
             console.print(_front(assigned.plan))
@@ -119,6 +121,16 @@ def _reason(plan: Plan) -> str:
     ways = "; ".join(f"{one.point} {one.latency_ms:.1f} ms" for one in best.values())
     advice = "split" if plan.split else "do not split"
     return f"  {advice}; the fastest of each way: {ways}"
+
+
+def _coarse(assigned: Assigned, constraints: Constraints) -> str | None:
+    """That too few pictures were measured to tell such a drop from none."""
+    frames, allowed = assigned.kind.profile.frames, constraints.max_accuracy_drop
+    if allowed is None or not frames or 100 / frames <= max(allowed, 0.1):
+        return None
+    return (
+        f"  agreement was seen on {frames} pictures, one of them is {100 / frames:.1f} points: profile more (--frames)"
+    )
 
 
 def _miss(plan: Plan, constraints: Constraints) -> str:
@@ -190,8 +202,8 @@ def _json(said: Said) -> dict[str, Any]:
 
 
 def prediction(one: Prediction) -> dict[str, Any]:
-    """A prediction as values that JSON has; what has no bound is null."""
-    return {**finite(msgspec.to_builtins(one)), "name": str(one.point), "link_ms": one.stages.link}
+    """A prediction as plain values."""
+    return {**msgspec.to_builtins(one), "name": str(one.point), "link_ms": one.stages.link}
 
 
 def finite(value: Any) -> Any:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import logging
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..runtime.errors import UsageError
 from . import output
 from .app import Json, Threads, app, need
+
+if TYPE_CHECKING:
+    from ..server import Listening
+
+
+class EngineName(StrEnum):
+    """What runs the tails."""
+
+    PROCESS = "process"
+    RAY = "ray"
 
 
 class LogFormatName(StrEnum):
@@ -46,6 +56,13 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of Prometheus metrics and a status page.")
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="One process here, or replicas on a Ray cluster, behind Ray Serve.")
+    ] = EngineName.PROCESS,
+    address: Annotated[str, typer.Option(help="With ray: the cluster's head; a cluster of its own by default.")] = "",
+    replicas: Annotated[
+        str, typer.Option(help="With ray: replicas of each model, as MIN-MAX; more streams bring more of them.")
+    ] = "1-4",
     allow_load: Annotated[
         bool, typer.Option("--allow-load", help="Let clients load and unload models of the folder over the wire.")
     ] = False,
@@ -56,6 +73,9 @@ def serve(
         float, typer.Option(min=0, help="Seconds between looks at the folder; 0 for looking on SIGHUP alone.")
     ] = 0.0,
     threads: Threads = 0,
+    runs: Annotated[
+        int, typer.Option(min=0, help="Runs of one tail at the same time; 0 for as many as pay, which is measured.")
+    ] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Frames that share one run of a tail, at most.")] = 32,
     max_wait: Annotated[float, typer.Option(help="Seconds in the queue above which a frame is turned away.")] = 0.5,
     max_stream: Annotated[
@@ -95,7 +115,7 @@ def serve(
         tokens=tokens,
         insecure=insecure,
         limits=Limits(max_frame_bytes=max_frame_bytes),
-        batch=BatchOptions(max_batch=max_batch, max_wait_s=max_wait),
+        batch=BatchOptions(runs=runs, max_batch=max_batch, max_wait_s=max_wait),
         session=SessionOptions(tuple(provider or best_providers()), threads=threads),
         metrics_port=metrics_port,
         allow_load=allow_load,
@@ -104,7 +124,25 @@ def serve(
         max_stream_s=max_stream,
         drain_s=drain,
     )
-    raise typer.Exit(serve_until_told(options, ready=lambda server: output.listening(server, as_json=as_json)))
+
+    def ready(server: Listening) -> None:
+        output.listening(server, as_json=as_json)
+
+    if engine is EngineName.RAY:
+        from ..server.ray import RayOptions, serve_on_ray
+
+        least, most = _replicas(replicas)
+        raise typer.Exit(serve_on_ray(options, RayOptions(address, least, most), ready=ready))
+    if address:
+        raise UsageError("--address is the cluster's of --engine ray; --host says where this process listens")
+    raise typer.Exit(serve_until_told(options, ready=ready))
+
+
+def _replicas(said: str) -> tuple[int, int]:
+    least, _, most = said.partition("-")
+    if not least.isdigit() or not (most or least).isdigit():
+        raise UsageError(f"--replicas is MIN-MAX, such as 1-4, and not {said!r}")
+    return int(least), int(most or least)
 
 
 def _configure_log(form: LogFormatName, level: LogLevel | None) -> None:

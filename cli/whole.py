@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import output
-from .app import Json, app, need
+from .app import Json, Threads, app, need
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Try its head on every execution provider too. The device's half is enough.")
+    ] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
     """Try everything this installation needs, and say what is missing.
 
-    Example: narrows doctor
+    Example: narrows doctor bundles/resnet
     """
     from .. import doctor as examination
 
     findings = list(examination.examine())
+    if bundle is not None:
+        findings += examination.examine_bundle(bundle, threads)
     output.findings(findings, as_json=as_json)
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(1)

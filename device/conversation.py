@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -18,6 +19,8 @@ from ..runtime.frame import Frame
 from ..runtime.link import LinkOptions, open_channel, wire_bytes
 from ..runtime.wire import PROTOCOL, frame_to_wire, reply_from_wire, wanted_to_wire
 
+APPLICATION = "application"
+"""Metadata that names the model, for proxies that route by it, such as Ray Serve's."""
 _CODE = "narrows-code"
 _SETUP_FAULTS = {
     grpc.StatusCode.UNIMPLEMENTED: "no Narrows server",
@@ -104,7 +107,7 @@ class Conversation:
         self._channel = open_channel(target, options)
         # gRPC takes the messages from the outbox in a thread of its own, which ends at None.
         stub = SplitInferenceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._call = stub.Stream(iter(self._outbox.get, None))
+        self._call = stub.Stream(iter(self._outbox.get, None), metadata=[(APPLICATION, greeting.model)])
 
     def events(self) -> Iterator[Event]:
         """What the server says, until the stream ends.
@@ -115,7 +118,8 @@ class Conversation:
         """
         try:
             for message in self._call:
-                yield self._event(message)
+                if message.WhichOneof("message") is not None:  # a proxy may say an error in the wake of an empty one
+                    yield self._event(message)
         except grpc.RpcError as error:
             raise reason(error, self.target) from None
         raise ServerUnavailableError(f"{self.target} ended the stream")
@@ -161,6 +165,32 @@ def with_time_left(frame: Frame, frame_id: int, left_s: float) -> Frame:
     return replace(frame, id=frame_id, deadline_ms=max(1, round(left_s * 1000)))
 
 
+_TRUST = re.compile(r"CERTIFICATE_VERIFY_FAILED(?:: ([^:\n]+))?")
+_HANGS_UP = "it hangs up at once; does it want TLS (--ca or --tls), or this device's certificate (--cert and --key)?"
+_CONNECTING = {
+    "Hostname Verification": "its certificate is for another name; connect by one that is in it",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS; leave --tls and --ca out",
+    "Socket closed": _HANGS_UP,
+    "Connection reset": _HANGS_UP,
+    "Connection refused": "connection refused; is a server running there?",
+    "No route to host": "no route there",
+    "Network is unreachable": "no network",
+    "DNS resolution failed": "no such name",
+    "timed out": "it does not answer; is the address right, and no firewall in between?",
+}
+"""What gRPC's words for a connection that was never there mean for the user."""
+
+
+def _in_short(details: str) -> str:
+    """Why there is no connection, in a line that says what to do; gRPC's own words where they are not known."""
+    if (untrusted := _TRUST.search(details)) is not None:
+        why = f" ({untrusted[1].strip()})" if untrusted[1] else ""
+        return f"its certificate is not trusted{why}; give its authority with --ca"
+    if "onnect" in details or "DNS" in details or "handshake" in details:
+        return next((said for sign, said in _CONNECTING.items() if sign in details), details)
+    return details
+
+
 def reason(error: grpc.RpcError, target: str) -> NarrowsError:
     """Why a call failed: in the server's words where it is one of ours, in gRPC's where it is not."""
     status, details = error.code(), error.details() or ""
@@ -170,4 +200,4 @@ def reason(error: grpc.RpcError, target: str) -> NarrowsError:
             return from_code(value, details)
     if status in _SETUP_FAULTS:
         return UsageError(f"{target} is or {_SETUP_FAULTS[status]} ({details})")
-    return ServerUnavailableError(f"{target}: {details or status.name}")
+    return ServerUnavailableError(f"{target}: {_in_short(details) or status.name}")

@@ -65,7 +65,9 @@ class Device:
             self.options = replace(self.options, wanted=replace(self.options.wanted, tails=named))
         self._servers = (server,) if isinstance(server, str) else tuple(server)
         self._open = False
-        self._engine = self._make(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, Half.DEVICE))
+        self._engine = self._make(
+            bundle if isinstance(bundle, Bundle) else Bundle.open(os.path.realpath(bundle), Half.DEVICE)
+        )
         self.tally = Tally()
         """How frames ended so far."""
         self.outdated = threading.Event()
@@ -130,6 +132,10 @@ class Device:
             resent=engine.uplink.counters.resent,
             connections=engine.uplink.counters.connections,
         )
+
+    def oldest_s(self) -> float:
+        """For how long frames have been under way without one of them ending; 0 where none is under way."""
+        return self._engine.silent_s()
 
     def swap(self, bundle: Bundle) -> None:
         """Replace the bundle between two frames; streams go on. Returns when the old bundle's frames have ended.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import NarrowsError, UsageError
 from ..runtime.manifest import Manifest
 from ..runtime.point import Point
+from ..runtime.session import SessionOptions
 from .conversation import Conversation, Converse, Greeting
 from .estimates import Duration
 from .local import LocalModel
@@ -19,8 +22,11 @@ from .pipeline import Journey
 from .planner import Planner
 from .policies import Static
 from .predictions import Reader
+from .providers import choose
 from .stages import CutParts, Stages
 from .uplink import Uplink, UplinkOptions
+
+log = logging.getLogger(__name__)
 
 _JPEG_BYTES = 0.25
 """A photograph's bytes a pixel, until the first one is there."""
@@ -65,11 +71,13 @@ class Engine:
             on_fatal,
             converse,
         )
-        self.stages = self._load()
+        session = choose(bundle, self._cut, options.session, log.warning) if options.try_providers else options.session
+        self.stages = self._load(session)
         self._idle = threading.Condition(threading.Lock())
         self._under_way = 0
+        self._last_end = time.monotonic()
 
-    def _load(self) -> Stages:
+    def _load(self, session: SessionOptions) -> Stages:
         options, manifest, wanted = self._options, self.bundle.manifest, self._options.wanted
         # A stock server holds one tail.
         alone = isinstance(options.policy, Static) or options.open_inference is not None
@@ -78,7 +86,7 @@ class Engine:
         own = set(wanted.tails).issubset({self._cut.tail_name})
         exits = own and (options.may_rescue("exit") or options.exit_confidence is not None)
         parts = {
-            cut.name: CutParts.load(self.bundle, index, options.session, wanted, exits=exits)
+            cut.name: CutParts.load(self.bundle, index, session, wanted, exits=exits)
             for index, cut in enumerate(manifest.cuts)
             if cut in chosen and set(wanted.tails).issubset(cut.tail_names)
         }
@@ -91,7 +99,7 @@ class Engine:
             exit_confidence=options.exit_confidence,
         )
         whole = own and options.may_rescue("local") and manifest.local is not None
-        local = LocalModel(self.bundle, options.session) if whole else None
+        local = LocalModel(self.bundle, session) if whole else None
         if local is not None:
             planner.local = Duration(local.first_s)
         reader = Reader(manifest.outputs, manifest.labels, wanted)
@@ -100,16 +108,18 @@ class Engine:
 
     def _offload(self) -> tuple[Point, float] | None:
         """The point at which the picture itself is sent, where that is allowed, and a first guess of its bytes."""
-        quality, manifest = self._options.offload, self.bundle.manifest
-        if quality is None:
+        wanted, manifest = self._options.offload, self.bundle.manifest
+        if wanted is None:
             return None
-        check_offloadable(manifest, quality)
+        point = Point("offload", quality=wanted) if isinstance(wanted, int) else wanted
+        assert point.quality is not None
+        check_offloadable(manifest, point.quality)
         if not set(self._options.wanted.tails).issubset({self._cut.tail_name}):
             raise UsageError(
                 "the whole model answers for a cut's own tail alone; leave --offload or the other tails out"
             )
         assert manifest.preprocess is not None
-        return Point("offload", quality=quality), _JPEG_BYTES * manifest.preprocess.height * manifest.preprocess.width
+        return point, _JPEG_BYTES * manifest.preprocess.height * manifest.preprocess.width
 
     def open(self) -> None:
         """Begin to connect."""
@@ -137,13 +147,21 @@ class Engine:
     def enter(self) -> None:
         """A frame begins."""
         with self._idle:
+            if self._under_way == 0:
+                self._last_end = time.monotonic()
             self._under_way += 1
 
     def leave(self) -> None:
         """A frame has ended."""
         with self._idle:
             self._under_way -= 1
+            self._last_end = time.monotonic()
             self._idle.notify_all()
+
+    def silent_s(self) -> float:
+        """For how long frames have been under way without one of them ending."""
+        with self._idle:
+            return time.monotonic() - self._last_end if self._under_way else 0.0
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no frame is under way; False where the time was too short."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runtime.answer import Array
 from ..runtime.errors import NarrowsError, SourceError
@@ -22,6 +23,8 @@ class Input:
     """One per input of the model, in the manifest's order, without a batch axis; empty where `error` is set."""
     error: NarrowsError | None = None
     """Why there is nothing to feed; the frames after it are unharmed."""
+    picture: NDArray[np.uint8] | None = None
+    """The picture before it was fitted, `uint8` `[height, width, 3]`, where the source was asked to keep it."""
 
 
 Value = Array | tuple[Array, ...] | Mapping[str, Array] | Input

@@ -10,6 +10,7 @@ from ..runtime.answer import Wanted
 from ..runtime.cost import PowerModel
 from ..runtime.errors import UsageError
 from ..runtime.link import LinkOptions
+from ..runtime.point import Point
 from ..runtime.session import SessionOptions
 from .live import Drop
 from .oip import OpenInference
@@ -42,12 +43,15 @@ class DeviceOptions:
     exit_confidence: float | None = None
     """Ask the early exit at the cut first, and send nothing where it is at least so sure, 0…1. None: it is never asked
     before the server."""
-    offload: int | None = None
-    """Quality of the JPEG, 1 to 95, where the policy may also send the picture itself to a server that holds the whole
-    model; None where it may not."""
+    offload: int | Point | None = None
+    """Quality of the JPEG, 1 to 95, or a point such as `Point("offload", quality=80, format="webp")`, where the policy
+    may also send the picture itself to a server that holds the whole model; None where it may not."""
     open_inference: OpenInference | None = None
     """The server is a stock one of the Open Inference Protocol, and this model there is the cut's tail: symbols go
     uncoded. None for Narrows' own server."""
+    max_payload_bytes: int | None = None
+    """Most bytes of a frame's coded symbols, whatever is in the picture: over it, the frame is made again at a lower
+    quality, and where none fits, the device answers itself. The server's own cap holds besides."""
     timeout_s: float = 10.0
     """A frame that has no answer by then ends in an error, or, with a fallback, on the device."""
     stall_s: float | None = None
@@ -59,6 +63,9 @@ class DeviceOptions:
     drop: Drop = "block"
     """What happens to frames that a source gives faster than they can be answered."""
     session: SessionOptions = field(default_factory=SessionOptions)
+    try_providers: bool = True
+    """Run the graphs on the execution provider that is quickest here, found by trial once and then remembered, in place
+    of `session.providers`. Where ONNX Runtime has nothing but the CPU, nothing is tried."""
     link: LinkOptions = field(default_factory=LinkOptions)
     power: PowerModel = field(default_factory=PowerModel)
     """What the policy reckons energy with."""
@@ -70,10 +77,14 @@ class DeviceOptions:
             codec.by_label(label)
         if self.open_inference is not None and (self.offload is not None or self.wanted.tails):
             raise UsageError("a stock server holds one tail: no further tails, and no whole model for pictures")
+        if isinstance(self.offload, Point) and (self.offload.mode != "offload" or self.offload.quality is None):
+            raise UsageError(f"{self.offload} sends no picture; an offload point has a quality")
         if self.window < 1:
             raise UsageError(f"a window of {self.window} frames is none; give 1 or more")
         if self.timeout_s <= 0 or (self.stall_s is not None and self.stall_s <= 0):
             raise UsageError("timeouts must be positive")
+        if self.max_payload_bytes is not None and self.max_payload_bytes < 1:
+            raise UsageError(f"a cap of {self.max_payload_bytes} bytes lets no frame through; give 1 or more")
         if self.drop not in get_args(Drop):
             raise UsageError(f"a drop policy is one of {', '.join(get_args(Drop))}, not {self.drop!r}")
         if self.fallback not in get_args(Rescue):

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..runtime.answer import Array
 from ..runtime.errors import NarrowsError
 from ..runtime.point import Point
@@ -60,6 +63,8 @@ class Outcome:
     """Where tails were named: what each says, by its name, in their order. `outputs` and `top` are the first one's."""
     provenance: Provenance | None = None
     """Who answered; None for a frame that ended in an error."""
+    picture: NDArray[np.uint8] | None = None
+    """The input's, where its source was asked to keep it (`Input.picture`)."""
     confidence: float | None = None
     """The early exit's, 0…1, where it was asked, whoever answered then."""
     attempts: int = 0
@@ -89,7 +94,12 @@ class Outcome:
             "error": None if self.error is None else str(self.error),
             "top": Answer(self.outputs, self.top).top_to_json(),
             "tails": {tail: answer.top_to_json() for tail, answer in self.answers.items()},
-            "point": {"mode": self.point.mode, "cut": self.point.cut, "quality": self.point.quality},
+            "point": {
+                "mode": self.point.mode,
+                "cut": self.point.cut,
+                "quality": self.point.quality,
+                **({"format": self.point.format} if self.point.mode == "offload" else {}),
+            },
             "provenance": self.provenance,
             "confidence": None if self.confidence is None else round(self.confidence, 4),
             "attempts": self.attempts,

@@ -28,8 +28,8 @@ from .window import Window
 
 log = logging.getLogger(__name__)
 
-_JOIN_S = 5.0
-"""How long `close` waits for a carrier: its source may be blocked in a camera's driver."""
+_JOIN_S = 2.0
+"""How long `close` waits for the carriers: their source may be blocked in a camera's driver, or in a pipe."""
 
 
 class Worker(Protocol):
@@ -107,6 +107,8 @@ class Journey:
                 "payload_bytes": parcel.frame.payload_bytes,
                 "wire_bytes": parcel.wire_bytes,
             }
+        if self.input.picture is not None:
+            facts["picture"] = self.input.picture
         if self.early is not None:
             facts["confidence"] = self.early.confidence
         return Outcome(id=self.index, source=self.input.source, point=point, **facts)
@@ -193,10 +195,11 @@ class Pipeline:
         """Stop taking inputs, and wait for the threads."""
         self._stopped = True
         self._window.open()
+        until = time.monotonic() + _JOIN_S
         for thread in self._threads:
-            thread.join(_JOIN_S)
-            if thread.is_alive():
-                log.warning("%s is still waiting for its source", thread.name)
+            thread.join(max(0.0, until - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            log.info("a thread is still waiting for its source, and ends with it")
 
     def _next(self) -> Outcome | None:
         with self._arrival:

@@ -2,9 +2,10 @@
 
     bundle = pull("server:8470", "resnet56", Path("/var/lib/narrows/resnet56"))
 
-The target is a symbolic link to a folder named after the bundle's digest; the link is replaced in one step, and what it
-pointed to before stays, for `roll_back`. A bundle whose golden vectors this machine does not reproduce never gets
-there. A transfer that broke off goes on where it ended, in this process or the next.
+The target is a symbolic link to a folder beside it, named after the bundle's digest (`.resnet56.versions/…`). The link
+is replaced in one step; what it pointed to before stays, for `roll_back`, and what is older goes. A bundle whose golden
+vectors this machine does not reproduce never gets there. A transfer that broke off goes on where it ended, in this
+process or the next.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from ..runtime.link import LinkOptions, open_channel
 from ..runtime.manifest import Half
 from ..runtime.session import SessionOptions
 from .backoff import Backoff
-from .conversation import reason
+from .conversation import APPLICATION, reason
 from .local import LocalModel
 
 log = logging.getLogger(__name__)
 
 _PREVIOUS = ".previous"
+_ASK_S = 20.0
+"""For what a server has; one that is not there says so at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def pull(server: str, model: str, target: Path, options: PullOptions | None = No
         raise BundleError(f"{target} is no link that a pull has made; choose another path, or move it away")
     with _stub(server, options) as stub:
         digest = newest(stub, server, model)
-        if target.exists() and (held := Bundle.open(target, Half.DEVICE)).digest == digest:
+        if target.exists() and (held := Bundle.open(target.resolve(), Half.DEVICE)).digest == digest:
             return held
         archive = _fetch(stub, server, model, digest, options)
     bundle = Bundle.open(archive, Half.DEVICE)
@@ -97,7 +100,8 @@ def pull(server: str, model: str, target: Path, options: PullOptions | None = No
         raise BundleError(f"{server} sent bundle {bundle.digest[:12]} for {digest[:12]}")
     try_here(bundle, options.session)
     place(bundle, target)
-    return Bundle.open(target, Half.DEVICE)
+    # By its own place: the link will point elsewhere one day, while this bundle is still at work.
+    return Bundle.open(target.resolve(), Half.DEVICE)
 
 
 def newest_digest(server: str, model: str, options: PullOptions | None = None) -> str:
@@ -129,12 +133,28 @@ def try_here(bundle: Bundle, session: SessionOptions | None = None) -> None:
 
 
 def place(bundle: Bundle, target: Path) -> None:
-    """Let the link `target` point to a bundle, in one step; what it pointed to is kept as `target.previous`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    before = target.readlink() if target.is_symlink() else None
-    if before is not None and before != bundle.root:
-        _link(before, target.with_name(target.name + _PREVIOUS))
-    _link(bundle.root.absolute(), target)
+    """Let the link `target` point to a bundle, in one step; what it pointed to is kept as `target.previous`.
+
+    The bundle's files come to a folder beside the target, so that nobody who empties a cache takes them away.
+    """
+    versions = target.with_name(f".{target.name}.versions")
+    home = versions / bundle.digest
+    if not home.is_dir():
+        versions.mkdir(parents=True, exist_ok=True)
+        arriving = versions / f".{bundle.digest}.{os.getpid()}"
+        shutil.rmtree(arriving, ignore_errors=True)
+        # Links where that can be: the cache's own copy takes no room of its own, and may go at any time.
+        shutil.copytree(bundle.root, arriving, copy_function=_link_or_copy)
+        arriving.replace(home)
+    before = target.resolve() if target.is_symlink() else None
+    kept = target.with_name(target.name + _PREVIOUS)
+    if before is not None and before != home.resolve():
+        _link(before, kept)
+    _link(home, target)
+    used = {link.resolve() for link in (target, kept) if link.is_symlink()}
+    for version in versions.iterdir():
+        if version.resolve() not in used:
+            shutil.rmtree(version, ignore_errors=True)
 
 
 def roll_back(target: Path) -> Bundle:
@@ -146,14 +166,15 @@ def roll_back(target: Path) -> Bundle:
     kept = target.with_name(target.name + _PREVIOUS)
     if not kept.is_symlink():
         raise BundleError(f"there is nothing to roll {target} back to")
-    place(Bundle.open(kept.readlink(), Half.DEVICE), target)
-    return Bundle.open(target, Half.DEVICE)
+    place(Bundle.open(kept.resolve(), Half.DEVICE), target)
+    return Bundle.open(target.resolve(), Half.DEVICE)
 
 
 def newest(stub: SplitInferenceStub, server: str, model: str) -> str:
     """As `newest_digest`, over a connection that is there."""
     with _told(server):
-        described = stub.Describe(pb.DescribeRequest(model=model), wait_for_ready=True, timeout=20)
+        request, metadata = pb.DescribeRequest(model=model), [(APPLICATION, model)]
+        described = stub.Describe(request, timeout=_ASK_S, metadata=metadata)
     for one in described.models:
         if one.name == model:
             return str(one.bundle)
@@ -194,10 +215,11 @@ def _append(
     """Write the chunks from the offset on; the sha256 that the whole is to have."""
     with _told(server), part.open("ab") as stream:
         # No deadline for the whole: a slow link is no fault. The watch is on the single chunk.
-        chunks = stub.FetchHead(request, wait_for_ready=True)
+        chunks = stub.FetchHead(request, wait_for_ready=True, metadata=[(APPLICATION, request.model)])
         watch = _Watch(chunks, options.chunk_s)
         try:
-            first = next(chunks)
+            # A proxy may say an error in the wake of an empty message.
+            first = next(chunk for chunk in chunks if chunk.ByteSize())
             _check(first, request, server, options.max_bytes, part.parent)
             total, sha256, size = first.total_bytes, str(first.sha256), int(request.offset)
             chunk: pb.FetchHeadChunk | None = first
@@ -273,8 +295,16 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def _link(to: Path, at: Path) -> None:
     fresh = at.with_name(f".{at.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(to)
+    # Relative, so that the folder around them can be moved.
+    fresh.symlink_to(os.path.relpath(to, at.parent))
     fresh.replace(at)

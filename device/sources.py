@@ -4,34 +4,54 @@ from __future__ import annotations
 
 import glob
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runtime.answer import Array
-from ..runtime.errors import MissingDependencyError, NarrowsError, SourceError
-from ..runtime.images import SUFFIXES, load_image
+from ..runtime.errors import MissingDependencyError, NarrowsError, SourceError, UsageError
+from ..runtime.images import MAX_PIXELS, SUFFIXES, load_image
 from ..runtime.manifest import Manifest
 from .inputs import Input, arrange
+from .piped import coded_pictures, raw_pictures
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpeg", ".mjpg"})
 _CAMERA = re.compile(r"camera:(\d+)")
 _STREAM = re.compile(r"[a-z][a-z0-9+]*://.+")
 _PIPELINE = "gst:"
+_PIPE = "-"
 
 
-def open_source(where: str | Path, manifest: Manifest) -> Iterator[Input]:
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """How a source is read."""
+
+    size: tuple[int, int] | None = None
+    """Width and height of raw RGB pictures in a pipe; None where JPEG or PNG files come."""
+    keep_pictures: bool = False
+    """Keep every picture as it was beside the fitted one, for whoever shows it (`Input.picture`)."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not (min(self.size) > 0 and self.size[0] * self.size[1] <= MAX_PIXELS):
+            raise UsageError(f"a picture of {self.size[0]}×{self.size[1]} pixels is none, or too large")
+
+
+def open_source(where: str | Path, manifest: Manifest, options: SourceOptions | None = None) -> Iterator[Input]:
     """The frames at `where`, read one by one as they are asked for.
 
     Args:
         where: a picture, an `.npz`, an `.npy` or a video file; a folder (and the folders in it) or a glob of pictures,
             in natural order (`frame2` before `frame10`); "camera:N"; the URL of a stream, such as "rtsp://…"; or
-            "gst:" and a GStreamer pipeline that ends in an appsink.
+            "gst:" and a GStreamer pipeline that ends in an appsink; or "-", a pipe at standard input.
         manifest: says what one frame is.
+        options: how it is read.
 
     Returns:
         One `Input` a frame. A file that cannot be read is an `Input` with its error, and the rest goes on.
@@ -41,16 +61,22 @@ def open_source(where: str | Path, manifest: Manifest) -> Iterator[Input]:
         MissingDependencyError: a video or a camera, without OpenCV.
     """
     text = str(where)
+    options = options or SourceOptions()
+    if text == _PIPE:
+        # Unbuffered: a thread that waits within a buffered reader holds its lock when Python ends.
+        return _pipe(open(sys.stdin.fileno(), "rb", buffering=0, closefd=False), manifest, options)
+    if options.size is not None:
+        raise UsageError("the size of raw pictures goes with the input -, a pipe")
     if camera := _CAMERA.fullmatch(text):
-        return _video(int(camera[1]), text, manifest)
+        return _video(int(camera[1]), text, manifest, options)
     if _STREAM.fullmatch(text) or text.startswith(_PIPELINE):
-        return _video(text, text, manifest)
+        return _video(text, text, manifest, options)
     paths = _find(text)
     if len(paths) == 1 and paths[0].suffix.lower() in VIDEO_SUFFIXES:
-        return _video(str(paths[0]), text, manifest)
+        return _video(str(paths[0]), text, manifest, options)
     if manifest.preprocess is None:
         _refuse_pictures(paths, manifest)
-    return (item for path in paths for item in _read(path, manifest))
+    return (item for path in paths for item in _read(path, manifest, options))
 
 
 def natural(path: Path) -> list[tuple[int, str]]:
@@ -91,15 +117,38 @@ def _refuse_pictures(paths: Sequence[Path], manifest: Manifest) -> None:
         )
 
 
-def _read(path: Path, manifest: Manifest) -> Iterator[Input]:
+def _read(path: Path, manifest: Manifest, options: SourceOptions) -> Iterator[Input]:
     """The frames of one file; its error where it has none."""
     if path.suffix.lower() in ARRAY_SUFFIXES:
         yield from _arrays(path, manifest)
         return
     try:
-        yield Input(str(path), arrange(load_image(path), manifest))
+        picture = load_image(path)
     except NarrowsError as error:
         yield Input(str(path), error=error)
+        return
+    yield _fitted(str(path), picture, manifest, options)
+
+
+def _fitted(source: str, picture: NDArray[np.uint8], manifest: Manifest, options: SourceOptions) -> Input:
+    kept = picture if options.keep_pictures else None
+    try:
+        return Input(source, arrange(picture, manifest), picture=kept)
+    except NarrowsError as error:
+        return Input(source, error=error, picture=kept)
+
+
+def _pipe(pipe: BinaryIO, manifest: Manifest, options: SourceOptions) -> Iterator[Input]:
+    if manifest.preprocess is None:
+        raise SourceError(f"{manifest.name!r} takes raw tensors, and a pipe gives pictures")
+    found: Iterator[NDArray[np.uint8] | NarrowsError]
+    found = coded_pictures(pipe) if options.size is None else raw_pictures(pipe, *options.size)
+    for number, picture in enumerate(found):
+        name = f"{_PIPE}[{number}]"
+        if isinstance(picture, NarrowsError):
+            yield Input(name, error=picture)
+        else:
+            yield _fitted(name, picture, manifest, options)
 
 
 def _arrays(path: Path, manifest: Manifest) -> Iterator[Input]:
@@ -155,7 +204,7 @@ def _is_stacked(path: Path, columns: list[Array], manifest: Manifest) -> bool:
     return True
 
 
-def _video(device: int | str, source: str, manifest: Manifest) -> Iterator[Input]:
+def _video(device: int | str, source: str, manifest: Manifest, options: SourceOptions) -> Iterator[Input]:
     try:
         import cv2
     except ImportError:
@@ -166,14 +215,23 @@ def _video(device: int | str, source: str, manifest: Manifest) -> Iterator[Input
         capture = cv2.VideoCapture(device)
     if not capture.isOpened():
         capture.release()
-        raise SourceError(f"{source}: OpenCV cannot open it")
+        lacking = isinstance(device, str) and device.startswith(_PIPELINE) and not _has_gstreamer()
+        hint = "; it was built without GStreamer, as pip's wheels are: use the distribution's" if lacking else ""
+        raise SourceError(f"{source}: OpenCV cannot open it{hint}")
     if manifest.preprocess is None:
         capture.release()
         raise SourceError(f"{manifest.name!r} takes raw tensors, and {source} gives pictures")
-    return _grab(capture, source, manifest)
+    return _grab(capture, source, manifest, options)
 
 
-def _grab(capture: Any, source: str, manifest: Manifest) -> Iterator[Input]:
+def _has_gstreamer() -> bool:
+    import cv2
+
+    lines = [line for line in cv2.getBuildInformation().splitlines() if "GStreamer" in line]
+    return any("YES" in line for line in lines)
+
+
+def _grab(capture: Any, source: str, manifest: Manifest, options: SourceOptions) -> Iterator[Input]:
     import cv2
 
     try:
@@ -182,11 +240,8 @@ def _grab(capture: Any, source: str, manifest: Manifest) -> Iterator[Input]:
             there, picture = capture.read()
             if not there:
                 return
-            name = f"{source}[{number}]"
-            try:
-                yield Input(name, arrange(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), manifest))
-            except NarrowsError as error:
-                yield Input(name, error=error)
+            rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+            yield _fitted(f"{source}[{number}]", rgb, manifest, options)
             number += 1
     finally:
         capture.release()

@@ -27,6 +27,7 @@ from ..runtime.errors import (
     DrainingError,
     FrameTooLargeError,
     NarrowsError,
+    OverloadedError,
     ServerUnavailableError,
     UsageError,
 )
@@ -36,6 +37,9 @@ from .backoff import Backoff
 from .conversation import Conversation, Converse, Draining, Event, Greeting, Link, Welcome, with_time_left
 
 log = logging.getLogger(__name__)
+
+_MOST_ATTEMPTS = 5
+"""Of a frame at a server that is full each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +160,12 @@ class Uplink:
         self._stream: _Stream | None = None
         self._ids = itertools.count(1)
         self._patience_s = self._options.stall_s
+        self._max_frame_bytes: int | None = None
         self._down_since: float | None = time.monotonic()
         self._last_error: NarrowsError | None = None
         self._wake_at = float("inf")
+        self._hold_until = 0.0
+        """Nothing is sent before: a server that is full has said when another try has a chance."""
         self._backoff = Backoff(self._options.first_delay_s, self._options.longest_delay_s)
         self._closed = threading.Event()
         self._threads = [
@@ -225,16 +232,21 @@ class Uplink:
             return self._unavailable()
         return None
 
+    @property
+    def max_frame_bytes(self) -> int | None:
+        """The server's cap on a frame's payloads; None while none has been heard."""
+        return self._max_frame_bytes
+
     def _unavailable(self) -> NarrowsError:
-        why = f" ({self._last_error})" if self._last_error else ""
         where = " or ".join(self._servers)
-        return ServerUnavailableError(f"no connection to {where}; is a server running there?{why}")
+        why = str(self._last_error) if self._last_error else f"no answer from {where}; is a server running there?"
+        return ServerUnavailableError(f"no connection: {why}")
 
     def _pump(self) -> list[_Ending]:
         """Send what waits, as far as the server takes it."""
         ended: list[_Ending] = []
         stream, now = self._stream, time.monotonic()
-        while stream is not None and self._waiting and stream.has_room():
+        while stream is not None and self._waiting and stream.has_room() and now >= self._hold_until:
             parcel = self._waiting.popleft()
             try:
                 self._send_on(stream, parcel, now)
@@ -288,7 +300,9 @@ class Uplink:
             try:
                 self._talk_to(target)
             except TRANSIENT as error:
-                log.info("%s", error)
+                # Once for every time that it is down: somebody may be waiting before a screen.
+                if not self._closed.is_set():
+                    log.log(logging.INFO if self._last_error else logging.WARNING, "no connection (%s)", error)
                 self._last_error = error
             except NarrowsError as error:
                 self._give_up(error)
@@ -343,7 +357,9 @@ class Uplink:
             raise ServerUnavailableError(f"{stream.conversation.target} said welcome twice")
         stream.welcome = welcome
         self.coder = welcome.coder
+        self._max_frame_bytes = welcome.max_frame_bytes
         self._down_since = None
+        self._last_error = None
         self.counters.connections += 1
 
     def _receive(self, stream: _Stream, reply: Reply) -> None:
@@ -359,7 +375,7 @@ class Uplink:
                 took_s = stream.heard - parcel.sent
                 self._patience_s = min(self._options.timeout_s, max(self._options.stall_s, 2 * took_s))
             self._count(known, parcel)
-            again = parcel is not None and _deserves_another_try(parcel, reply.error)
+            again = parcel is not None and self._deserves_another_try(parcel, reply.error)
             if parcel is not None and again:
                 self._send_again([parcel])
         if parcel is not None and not again:
@@ -368,6 +384,20 @@ class Uplink:
             with self._lock:
                 ended = self._pump()
             _tell(ended)
+
+    def _deserves_another_try(self, parcel: Parcel, error: NarrowsError | None) -> bool:
+        """Whether a server's refusal is not the frame's fault, and another try may come in time."""
+        if isinstance(error, ChecksumError) and not parcel.corrupted:
+            parcel.corrupted = True
+            return True
+        if isinstance(error, OverloadedError) and error.retry_ms:
+            moment = time.monotonic() + error.retry_ms / 1000
+            if moment >= parcel.expires or parcel.attempts >= _MOST_ATTEMPTS:
+                return False
+            self._hold_until = max(self._hold_until, moment)
+            self._look_by(moment)
+            return True
+        return isinstance(error, DrainingError)
 
     def _count(self, known: bool, parcel: Parcel | None) -> None:
         self.counters.replies += parcel is not None
@@ -391,7 +421,7 @@ class Uplink:
                     return
                 now = time.monotonic()
                 self._break_silence(now)
-                ended = self._expire(now)
+                ended = self._expire(now) + self._pump()
                 if not ended:
                     self._wake_at = self._next_moment()
                     self._changed.wait(None if self._wake_at == float("inf") else max(0.0, self._wake_at - now))
@@ -425,19 +455,13 @@ class Uplink:
     def _next_moment(self) -> float:
         """When the clock has to be looked at again."""
         moments = [parcel.expires for parcel in self._waiting]
+        if self._waiting and self._hold_until > time.monotonic():
+            moments.append(self._hold_until)
         if self._stream is not None:
             moments += [parcel.expires for parcel in self._stream.unanswered.values() if parcel is not None]
             if (since := self._stream.owes_since()) is not None:
                 moments.append(since + self._patience_s)
         return min(moments, default=float("inf"))
-
-
-def _deserves_another_try(parcel: Parcel, error: NarrowsError | None) -> bool:
-    """Whether a server's refusal is not the frame's fault."""
-    if isinstance(error, ChecksumError) and not parcel.corrupted:
-        parcel.corrupted = True
-        return True
-    return isinstance(error, DrainingError)
 
 
 def _times(count: int) -> str:

@@ -83,6 +83,9 @@ def _moved(cut: Cut, folder: str, tables_at: int) -> Cut:
         golden_tail=f"{folder}/{cut.golden_tail}",
         golden_final=place(cut.golden_final),
         crossing=tuple(_shifted(tensor, tables_at) for tensor in cut.crossing),
+        exit=None
+        if cut.exit is None
+        else replace(cut.exit, graph=f"{folder}/{cut.exit.graph}", golden=f"{folder}/{cut.exit.golden}"),
         further_tails={
             name: replace(tail, graph=f"{folder}/{tail.graph}", golden=f"{folder}/{tail.golden}")
             for name, tail in cut.further_tails.items()

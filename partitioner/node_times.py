@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ import onnx
 
 from ..runtime.errors import BundleError, ModelError, NothingToCutError
 from ..runtime.manifest import Preprocess
-from ..runtime.session import OPTIMISED, SessionOptions, graph_errors, open_session
+from ..runtime.session import CPU, OPTIMISED, SessionOptions, graph_errors, open_session
 from .batch import with_batch, with_one
 from .cuts import Flow
 from .data import Calibration, made_up_frames, read_frames
@@ -98,7 +98,7 @@ def survey(
         model: without its preprocessing.
         calibrate: what `read_frames` takes; noise is run where there is none.
         preprocess: what the head will begin with.
-        options: how to run the graph.
+        options: threads and optimisation; it runs on the CPU.
 
     Raises:
         ModelError: it cannot be run; `NothingToCutError`, no tensor or small set of them separates it.
@@ -137,6 +137,7 @@ def _points(model: Model) -> list[CutPoint]:
 
 
 def _whole_ms(graph: Graph, feed: Mapping[str, Array], options: SessionOptions) -> float:
+    options = replace(options, providers=(CPU,))
     session = open_session(graph.model.proto.SerializeToString(), options, graph.model.folder)
     taken = []
     for _ in range(_RUNS + _WARM_UP):
@@ -152,7 +153,7 @@ def time_nodes(graph: Graph, feed: Mapping[str, Array], options: SessionOptions 
     Args:
         graph: the uncut model.
         feed: one frame, as the graph takes it.
-        options: how to run it; `trace` is set here.
+        options: threads and optimisation. It runs on the CPU, for another provider's compiled graph has no nodes.
 
     Raises:
         ModelError: ONNX Runtime refuses the graph, or cannot run it on this input.
@@ -164,7 +165,7 @@ def time_nodes(graph: Graph, feed: Mapping[str, Array], options: SessionOptions 
         node.name = next(name for name in node.output if name)  # so that every node has a name, and one of its own
     with tempfile.TemporaryDirectory(prefix="narrows-nodes-") as name:
         trace = Path(name)
-        traced = SessionOptions(options.providers, options.threads, options.optimisation, quiet=True, trace=trace)
+        traced = SessionOptions(threads=options.threads, optimisation=options.optimisation, quiet=True, trace=trace)
         try:
             session = open_session(proto.SerializeToString(), traced, graph.model.folder)
             for _ in range(_RUNS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -112,7 +113,7 @@ def best_of(
 ) -> Plan:
     """The best of some predictions.
 
-    Where no point keeps every bound, the one whose worst excess is smallest is given: the nearest miss.
+    Where no point keeps every bound, the nearest miss is given: the least product of all excesses.
 
     Raises:
         NothingPlannedError: there are none.
@@ -130,7 +131,7 @@ def best_of(
     if kept:
         best = min(kept, key=lambda one: (cost(one), one.latency_ms))
     else:
-        best = min(predictions, key=lambda one: (max(bounds.misses(one).values()), cost(one)))
+        best = min(predictions, key=lambda one: (math.prod(bounds.misses(one).values()), cost(one)))
     return Plan(objective, best, bounds.misses(best), tuple(predictions), front(predictions))
 
 

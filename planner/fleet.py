@@ -18,8 +18,9 @@ from .predict import Conditions
 from .profile import Batch, Profile
 from .queueing import BatchCurve, Wait, solve
 
-_PRECISION = 0.005
-_MOST_DEVICES = 10_000_000
+_PRECISION = 0.01
+_FULLEST = 0.95
+"""Of the server's time that is planned with at most: beyond it every hiccup becomes a queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +144,11 @@ def capacity(
         raise UsageError(
             f"{worst} takes {late[worst]:.1f} ms with the server to itself: no number of devices keeps {bound_ms:g} ms"
         )
-    low, high = 0.0, 1.0
-    while high < _MOST_DEVICES and model.keeps(high, bound_ms):
-        low, high = high, 2 * high
+    low, high = 0.0, model.most_devices
     while high - low > _PRECISION * high:
         middle = (low + high) / 2
         low, high = (middle, high) if model.keeps(middle, bound_ms) else (low, middle)
     waits = model.waits(low)
-    assert waits is not None
     return Capacity(
         devices=low,
         by_kind={one.kind.name: low * weight for one, weight in model.weighted()},
@@ -199,23 +197,22 @@ class _Model:
         total = sum(one.kind.share for one in self.assigned)
         return [(one, one.kind.share / total) for one in self.assigned]
 
-    def waits(self, devices: float) -> Mapping[str | None, Wait] | None:
-        """Of every queue; None where the server cannot keep up."""
+    @property
+    def most_devices(self) -> float:
+        """That keep the server as busy as it may be."""
+        return _FULLEST / sum(load.busy for load in self.loads.values())
+
+    def waits(self, devices: float) -> Mapping[str | None, Wait]:
+        """Of every queue."""
         busy = {name: devices * load.busy for name, load in self.loads.items()}
         found = {}
         for name, load in self.loads.items():
-            left = 1 - (sum(busy.values()) - busy[name])
-            if left <= 0:
-                return None
-            slowed = load.curve.slowed(left)
-            if devices * load.fps >= slowed.most_fps * (1 - _PRECISION):
-                return None
-            found[name] = solve(slowed, devices * load.fps)
+            others = sum(busy.values()) - busy[name]
+            found[name] = solve(load.curve.slowed(1 - others), devices * load.fps)
         return found
 
-    def p99_ms(self, waits: Mapping[str | None, Wait] | None) -> dict[str, float]:
+    def p99_ms(self, waits: Mapping[str | None, Wait]) -> dict[str, float]:
         """Of every kind that sends anything, from input to answer."""
-        assert waits is not None
         found = {}
         for one in self.assigned:
             best = one.plan.best
@@ -227,8 +224,7 @@ class _Model:
 
     def keeps(self, devices: float, bound_ms: float) -> bool:
         """Whether every kind is within the bound."""
-        waits = self.waits(devices)
-        return waits is not None and all(ms <= bound_ms for ms in self.p99_ms(waits).values())
+        return all(ms <= bound_ms for ms in self.p99_ms(self.waits(devices)).values())
 
     def queues(self, devices: float, waits: Mapping[str | None, Wait]) -> list[Queue]:
         """Figures of every queue."""

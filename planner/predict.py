@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 
 from ..runtime.cost import PowerModel, frame_wire_bytes, transfer_s
 from ..runtime.errors import UsageError
@@ -285,5 +286,11 @@ def queue_ms(batches: Sequence[Batch], conditions: Conditions) -> float:
     """Mean wait of a frame at a server that is busy with others for `server_load` of its time."""
     if not batches or not conditions.server_load:
         return 0.0
-    curve = BatchCurve.of(batches, conditions.server_scale)
-    return 1000 * solve(curve, conditions.server_load * curve.most_fps).mean_wait_s
+    # A server twice as slow that is as busy lets everybody wait twice as long.
+    return conditions.server_scale * _wait_ms(tuple(batches), conditions.server_load)
+
+
+@lru_cache(maxsize=256)
+def _wait_ms(batches: tuple[Batch, ...], load: float) -> float:
+    curve = BatchCurve.of(batches)
+    return 1000 * solve(curve, load * curve.most_fps).mean_wait_s

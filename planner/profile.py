@@ -204,7 +204,7 @@ class Profile:
     served_by: str = ""
     """The running server that tails, decoding and `server_whole` were measured on; this machine where it is empty."""
     server_whole: Whole | None = None
-    """The uncut model on that server."""
+    """The uncut model on that server; without figures where no server holds it, None for the same as `whole`."""
     encodings: tuple[Encoding, ...] = ()
     transport: Transport | None = None
     power: Power | None = None
@@ -233,13 +233,13 @@ def parse(text: bytes, where: object) -> Profile:
         raise ProfileError(f"{where} has {len(text)} bytes; a profile has {MAX_BYTES} at most")
     try:
         schema = msgspec.json.decode(text, type=dict[str, Any]).get("schema")
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProfileError(f"{where} is no profile: no JSON object ({error})") from None
     if schema != SCHEMA:
         raise ProfileError(f"{where} has profile schema {schema!r}; this release reads {SCHEMA}. Profile again")
     try:
         profile = msgspec.json.decode(text, type=Profile)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise ProfileError(f"{where} is no profile that narrows writes ({error})") from None
     _check(profile, where)
     return profile

@@ -22,7 +22,7 @@ from .profile import Batch
 Array = NDArray[np.float64]
 
 _MOST_STATES = 4096
-_LEAST_MASS = 1e-9
+_LEAST_MASS = 1e-7
 _MOMENTS = 24
 """At which a frame may arrive within a run: the midpoints of as many equal parts."""
 
@@ -123,8 +123,11 @@ def solve(curve: BatchCurve, rate_fps: float) -> Wait:
 
 def _stationary(curve: BatchCurve, rate: float) -> Array:
     """Probabilities of 0, 1, … frames waiting when a run ends."""
-    most, size = curve.most_frames, max(64, 8 * curve.most_frames)
+    most = curve.most_frames
+    # Long queues die away about as exp(-2 (1 - load) n / batch): so many states leave next to nothing out.
+    size = 64 + round(10 * most / (1 - rate * curve.seconds[-1] / most))
     while True:
+        size = min(size, _MOST_STATES)
         steps = np.zeros((size, size))
         arrivals = [_poisson(rate * seconds, size) for seconds in curve.seconds]
         for waiting in range(size):
@@ -134,61 +137,53 @@ def _stationary(curve: BatchCurve, rate: float) -> Array:
         steps[:, -1] += 1 - steps.sum(axis=1)
         system = steps.T - np.eye(size)
         system[-1] = 1.0  # one balance equation follows from the others; that all add up to 1 does not
-        found = np.linalg.solve(system, np.eye(size)[-1])
-        found = np.clip(found, 0, None)
-        found /= found.sum()
-        if found[-most:].sum() < _LEAST_MASS or 2 * size > _MOST_STATES:
-            return np.asarray(found)
+        found = np.clip(np.linalg.solve(system, np.eye(size)[-1]), 0, None)
+        if found[-most:].sum() < _LEAST_MASS or size == _MOST_STATES:
+            return np.asarray(found / found.sum())
         size *= 2
 
 
 def _waits(curve: BatchCurve, rate: float, ending: Array) -> Wait:
-    """Sojourn times by where in a run, or in idleness, a frame arrives."""
+    """Times at the server by where in a run, or in idleness, a frame arrives."""
     most = curve.most_frames
-    # Of a cycle that begins as a run ends: idle for 1 / rate where nobody waits, then a run of k.
-    starting: dict[int, dict[int, float]] = {}
-    for n, share in enumerate(ending):
-        k = min(max(n, 1), most)
-        if share > 0:
-            starting.setdefault(k, {})
-            left = max(0, n - k)
-            starting[k][left] = starting[k].get(left, 0.0) + share
-    busy_s = sum(sum(lefts.values()) * curve.seconds[k - 1] for k, lefts in starting.items())
+    # A cycle begins as a run ends: idle for 1 / rate where nobody waits, then a run.
+    waiting = np.arange(len(ending))
+    runs = np.clip(waiting, 1, most)
+    seconds = np.asarray(curve.seconds)
+    busy_s = float(np.sum(ending * seconds[runs - 1]))
     cycle_s = busy_s + ending[0] / rate
-    times: list[Array] = []
-    shares: list[Array] = []
-    waits = 0.0
     # A frame that comes in idleness runs at once, alone.
-    idle = ending[0] / rate / cycle_s
-    times.append(np.array([curve.seconds[0]]))
-    shares.append(np.array([idle]))
-    for k, lefts in starting.items():
-        run_s = curve.seconds[k - 1]
-        for moment in (np.arange(_MOMENTS) + 0.5) / _MOMENTS:
-            before, after = _poisson_short(rate * moment * run_s), _poisson_short(rate * (1 - moment) * run_s)
-            for left, share in lefts.items():
-                weight = share * run_s / _MOMENTS / cycle_s
-                ahead = left + np.arange(len(before))
-                full = ahead // most
-                wait = (1 - moment) * run_s + full * curve.seconds[-1]
-                # Those who come later fill its batch; where full runs lie between, so many come that it is full.
-                place = ahead % most
-                fill = np.minimum(place[:, None] + 1 + np.arange(len(after))[None, :], most)
-                own = np.asarray(curve.seconds)[fill - 1]
-                own = np.where(full[:, None] > 0, curve.seconds[-1], own)
-                probability = weight * before[:, None] * after[None, :]
-                waits += float(weight * np.sum(before * wait))
-                times.append((wait[:, None] + own).ravel())
-                shares.append(probability.ravel())
+    times, shares = [seconds[:1]], [np.array([ending[0] / rate / cycle_s])]
+    wait_s = 0.0
+    for run in range(1, most + 1):
+        here = (runs == run) & (ending > 0)
+        left, weight = np.maximum(0, waiting[here] - run), ending[here] * seconds[run - 1] / cycle_s / _MOMENTS
+        for moment in (np.arange(_MOMENTS) + 0.5) / _MOMENTS if len(left) else ():
+            rest_s = (1 - moment) * seconds[run - 1]
+            before, after = _poisson_short(rate * moment * seconds[run - 1]), _poisson_short(rate * rest_s)
+            ahead = left[:, None] + np.arange(len(before))
+            probability = weight[:, None] * before
+            full = ahead // most
+            wait = rest_s + full * seconds[-1]
+            wait_s += float(np.sum(probability * wait))
+            # Where full runs lie between, so many come later that its own run is full, too.
+            later = full > 0
+            times.append((wait + seconds[-1])[later])
+            shares.append(probability[later])
+            # Otherwise those who come until the next run begins fill its batch.
+            place = ahead[~later]
+            fill = np.minimum(place[:, None] + 1 + np.arange(len(after)), most)
+            times.append((wait[~later][:, None] + seconds[fill - 1]).ravel())
+            shares.append((probability[~later][:, None] * after).ravel())
     all_times, all_shares = np.concatenate(times), np.concatenate(shares)
     order = np.argsort(all_times)
     all_times, all_shares = all_times[order], all_shares[order]
-    total = all_shares.sum()
+    total = float(all_shares.sum())
     return Wait(
-        mean_wait_s=float(waits / total),
-        mean_s=float(np.sum(all_times * all_shares) / total),
+        mean_wait_s=wait_s / total,
+        mean_s=float(np.sum(all_times * all_shares)) / total,
         mean_batch=float(rate * cycle_s),
-        utilisation=float(busy_s / cycle_s),
+        utilisation=busy_s / float(cycle_s),
         _times_s=all_times,
         _shares=np.cumsum(all_shares) / total,
     )

@@ -36,6 +36,8 @@ class ProfileOptions:
     """Measure what the device does, and nothing else: heads, coder, the whole model."""
     server: str | None = None
     """ "host:port" of a running server that serves the bundle, to measure tails and transport on."""
+    timeout_s: float = 30.0
+    """Without an answer of that server for so long, profiling ends."""
     max_batch: int = 16
     """Frames of one run of a tail, at most."""
     encodings: tuple[Point, ...] = ENCODINGS
@@ -43,12 +45,16 @@ class ProfileOptions:
     memory: bool = True
     """Measure the memory that graphs take, each in a process of its own."""
     session: SessionOptions = field(default_factory=SessionOptions)
+    try_providers: bool = True
+    """Run on the execution provider that is the quickest here, as the device does, and not on that of `session`."""
     link: LinkOptions = field(default_factory=LinkOptions)
     steady: Steady = field(default_factory=Steady)
 
     def __post_init__(self) -> None:
         if min(self.frames, self.max_batch) < 1:
             raise UsageError("frames and batches are 1 or more")
+        if self.timeout_s <= 0:
+            raise UsageError("a timeout is more than 0 s")
         if self.on_device and self.server is not None:
             raise UsageError("--on-device measures the device alone; leave it out to measure a server, too")
 

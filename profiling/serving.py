@@ -6,7 +6,7 @@ import ipaddress
 import queue
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from ..planner.profile import Batch, CutProfile, Encoding, Profile, Transport, W
 from ..runtime.answer import Form, Reply, Wanted
 from ..runtime.bundle import Bundle
 from ..runtime.codec import labels
-from ..runtime.errors import NarrowsError, ServerUnavailableError
+from ..runtime.errors import NarrowsError, OverloadedError, ServerUnavailableError
 from ..runtime.frame import Frame as CodedFrame
 from ..runtime.frame import FrameCodec
 from ..runtime.halves import Head
@@ -32,11 +32,10 @@ from .frames import Frame
 from .options import ProfileOptions, Progress
 from .stopwatch import Stopwatch, timing_of
 
-_FRAMES = 6
+_FRAMES = 8
 """Of each quality, one after the other."""
 _BURSTS = 4
 """Of each size."""
-_TIMEOUT_S = 30.0
 _CONNECTS = 7
 
 
@@ -47,6 +46,8 @@ class Answer:
     reply: Reply
     link_ms: float
     """From sending to reply, without the server's own time."""
+    server_ms: float
+    """The server's own time: queue, decoding and tail."""
     wire_bytes: int
     """Of the frame."""
 
@@ -61,8 +62,8 @@ class Client:
 
     def __init__(self, bundle: Bundle, address: str, options: ProfileOptions) -> None:
         greeting = Greeting(bundle.manifest.name, bundle.digest, Wanted(Form.TOP))
-        self._uplink = Uplink([address], greeting, UplinkOptions(timeout_s=_TIMEOUT_S, link=options.link))
-        self._next = 0
+        self._timeout_s = options.timeout_s
+        self._uplink = Uplink([address], greeting, UplinkOptions(timeout_s=options.timeout_s, link=options.link))
 
     def __enter__(self) -> Client:
         self._uplink.open()
@@ -71,33 +72,52 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self._uplink.close()
 
+    def send(self, frame: CodedFrame, done: Callable[[Answer | NarrowsError], None]) -> None:
+        """Send a frame; returns at once.
+
+        Args:
+            frame: what to send; its id may be any.
+            done: called once, from another thread, with what came of it.
+        """
+        self._uplink.send(
+            Parcel(
+                frame=frame,
+                expires=time.monotonic() + self._timeout_s,
+                pack=lambda _coder: frame,
+                done=lambda parcel, result: done(_answer(parcel, result)),
+            )
+        )
+
     def ask(self, frames: Sequence[CodedFrame]) -> list[Answer]:
         """Send some frames at once, and wait for all the answers.
 
         Raises:
             NarrowsError: what a frame ended in.
         """
-        arrived: queue.SimpleQueue[tuple[float, Parcel, Reply | NarrowsError]] = queue.SimpleQueue()
+        found = []
+        for answer in self.burst(frames):
+            if isinstance(answer, NarrowsError):
+                raise answer
+            found.append(answer)
+        return found
+
+    def burst(self, frames: Sequence[CodedFrame]) -> list[Answer | NarrowsError]:
+        """The same, with what frames ended in that were not answered."""
+        arrived: queue.SimpleQueue[Answer | NarrowsError] = queue.SimpleQueue()
         for frame in frames:
-            self._uplink.send(
-                Parcel(
-                    frame=frame,
-                    expires=time.monotonic() + _TIMEOUT_S,
-                    pack=lambda _coder, frame=frame: frame,  # type: ignore[misc]
-                    done=lambda parcel, result: arrived.put((time.monotonic(), parcel, result)),
-                )
-            )
-        return [_answer(*arrived.get()) for _ in frames]
+            self.send(frame, arrived.put)
+        return [arrived.get() for _ in frames]
 
 
-def _answer(came_s: float, parcel: Parcel, result: Reply | NarrowsError) -> Answer:
+def _answer(parcel: Parcel, result: Reply | NarrowsError) -> Answer | NarrowsError:
     error = result if isinstance(result, NarrowsError) else result.error
     if error is not None:
-        raise error
+        return error
     assert isinstance(result, Reply)
     timing = result.timing
     server_ms = timing.queue_ms + timing.decode_ms + timing.tail_ms
-    return Answer(result, max(0.0, (came_s - parcel.sent) * 1000 - server_ms), parcel.wire_bytes)
+    link_ms = max(0.0, (time.monotonic() - parcel.sent) * 1000 - server_ms)
+    return Answer(result, link_ms, server_ms, parcel.wire_bytes)
 
 
 def with_server(
@@ -131,7 +151,7 @@ class _Remote:
         self, bundle: Bundle, address: str, frames: Sequence[Frame], options: ProfileOptions, tell: Progress
     ) -> None:
         self.bundle, self.address, self.frames, self.options, self.tell = bundle, address, frames, options, tell
-        self.answers: dict[tuple[str, int], list[Answer]] = {}
+        self.answers: list[Answer] = []
 
     def measured(self, profile: Profile) -> Profile:
         """The profile with this server's tails, batches, decoding and transport."""
@@ -156,9 +176,7 @@ class _Remote:
     def with_transport(self, profile: Profile, how: str) -> Profile:
         """The profile with nothing but the transport from here."""
         with self._client() as client:
-            for quality in range(len(self.bundle.manifest.cuts[0].qualities)):
-                self._ask(client, self.bundle.manifest.cuts[0].name, quality)
-                self.tell("measuring the transport", quality + 1, len(self.bundle.manifest.cuts[0].qualities))
+            self._ask(client, self.bundle.manifest.cuts[0].name)
         return self._transport(profile, how)
 
     @contextmanager
@@ -168,17 +186,15 @@ class _Remote:
 
     def _cut(self, client: Client, own: CutProfile) -> CutProfile:
         watch = Stopwatch()
-        qualities = []
-        for number, quality in enumerate(own.qualities):
-            for answer in self._ask(client, own.name, number):
+        for number, answers in self._ask(client, own.name).items():
+            for answer in answers:
                 watch.add("tail", answer.reply.timing.tail_ms)
                 watch.add(number, answer.reply.timing.decode_ms)
-            qualities.append(replace(quality, decode=watch.timing(number)))
         frames = self._coded(own.name, len(own.qualities) - 1)
         return replace(
             own,
             tail=watch.timing("tail"),
-            qualities=tuple(qualities),
+            qualities=tuple(replace(q, decode=watch.timing(number)) for number, q in enumerate(own.qualities)),
             tail_batches=tuple(_batches(client, frames, self.options.max_batch)),
         )
 
@@ -216,56 +232,83 @@ class _Remote:
         batches = tuple(_batches(client, coded, self.options.max_batch))
         return tuple(found), Whole(run=watch.timing("whole"), batches=batches)
 
-    def _ask(self, client: Client, cut: str, quality: int) -> list[Answer]:
-        """Each frame alone."""
-        key, coded = (cut, quality), self._coded(cut, quality)
-        client.ask(coded[:1])
-        self.answers[key] = [answer for frame in coded for answer in client.ask([frame])]
-        return self.answers[key]
-
-    def _coded(self, cut_name: str, quality: int) -> list[CodedFrame]:
-        index, cut = self.bundle.manifest.cut(cut_name)
-        head, codec = Head(self.bundle, cut, self.options.session, golden=False), FrameCodec(self.bundle, index)
-        names = [spec.name for spec in self.bundle.manifest.inputs]
-        coded = []
+    def _ask(self, client: Client, cut_name: str) -> dict[int, list[Answer]]:
+        """Frames of every quality in turns, each alone, so that a machine whose speed drifts does so for all sizes."""
+        cut = self.bundle.manifest.cut(cut_name)[1]
+        coded = {quality: self._coded(cut_name, quality) for quality in range(len(cut.qualities))}
+        client.ask(coded[0][:1])
+        answers: dict[int, list[Answer]] = {quality: [] for quality in coded}
         for number in range(_FRAMES):
-            arrays = dict(zip(names, self.frames[number % len(self.frames)].arrays, strict=True))
-            features = head.run([arrays[spec.name] for spec in head.inputs], quality)
-            coded.append(codec.pack(number, features.symbols, quality, labels()[0]))
-        return coded
+            for quality, frames in coded.items():
+                answers[quality] += client.ask([frames[number]])
+            self.tell("measuring the transport", number + 1, _FRAMES)
+        self.answers += [answer for group in answers.values() for answer in group]
+        return answers
+
+    def _coded(self, cut: str, quality: int) -> list[CodedFrame]:
+        return coded_frames(self.bundle, cut, quality, [self.frames[n % len(self.frames)] for n in range(_FRAMES)])
 
     def _transport(self, profile: Profile, how: str) -> Profile:
-        """A straight line through the medians of link times over sizes, less the round trip of the link itself."""
-        sizes = [float(np.median([a.wire_bytes for a in group])) for group in self.answers.values()]
-        times = [float(np.median([a.link_ms for a in group])) for group in self.answers.values()]
-        slope, start = np.polyfit(sizes, times, 1) if max(sizes) > 2 * min(sizes) else (0.0, float(np.median(times)))
-        slope = max(0.0, float(slope))
-        start = float(np.median(np.asarray(times) - slope * np.asarray(sizes)))
-        rtt_ms, here = _round_trip(self.address)
-        replies = [answer.reply_bytes for group in self.answers.values() for answer in group]
+        """A straight line through link times over sizes, less the round trip of the link itself."""
+        fixed_ms, byte_ms = straight_line([a.wire_bytes for a in self.answers], [a.link_ms for a in self.answers])
+        rtt_ms, here = _round_trip(self.address, self.options.timeout_s)
         return replace(
             profile,
             # Over a real link, what a byte takes is the link's and not the transport's.
-            transport=Transport(max(0.0, start - rtt_ms), slope * 1000 if here else 0.0, how),
-            reply_bytes=float(np.mean(replies)),
+            transport=Transport(max(0.0, fixed_ms - rtt_ms), 1000 * byte_ms if here else 0.0, how),
+            reply_bytes=float(np.mean([answer.reply_bytes for answer in self.answers])),
         )
 
 
+def coded_frames(bundle: Bundle, cut_name: str, quality: int, frames: Sequence[Frame]) -> list[CodedFrame]:
+    """What a device would send of some frames.
+
+    Args:
+        bundle: its device half at least.
+        cut_name: one of its cuts.
+        quality: of that.
+        frames: the inputs.
+    """
+    index, cut = bundle.manifest.cut(cut_name)
+    head, codec = Head(bundle, cut, golden=False), FrameCodec(bundle, index)
+    names = [spec.name for spec in bundle.manifest.inputs]
+    coded = []
+    for number, frame in enumerate(frames):
+        arrays = dict(zip(names, frame.arrays, strict=True))
+        features = head.run([arrays[spec.name] for spec in head.inputs], quality)
+        coded.append(codec.pack(number, features.symbols, quality, labels()[0]))
+    return coded
+
+
+def straight_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
+    """Intercept and slope, not below 0, of times over sizes: medians over all pairs (Sen, JASA 1968)."""
+    x, y = np.asarray(sizes, float), np.asarray(times, float)
+    first, second = np.triu_indices(len(x), 1)
+    apart = x[second] != x[first]
+    slopes = (y[second] - y[first])[apart] / (x[second] - x[first])[apart]
+    slope = max(0.0, float(np.median(slopes))) if len(slopes) else 0.0
+    return float(np.median(y - slope * x)), slope
+
+
 def _batches(client: Client, frames: Sequence[CodedFrame], most: int) -> Iterator[Batch]:
-    """Times of the server's own batches, which gather while bursts of frames wait."""
+    """Times of the server's own batches, which gather while bursts of frames wait; up to those that it refuses."""
     seen: dict[int, list[float]] = {}
-    size = 1
-    while size <= most:
+    size, refused = 1, False
+    while size <= most and not refused:
         for _ in range(_BURSTS):
-            burst = [frames[i % len(frames)] for i in range(2 * size)]
-            for answer in client.ask(burst):
-                seen.setdefault(answer.reply.timing.batch, []).append(answer.reply.timing.tail_ms)
+            for answer in client.burst([frames[i % len(frames)] for i in range(2 * size)]):
+                if isinstance(answer, OverloadedError):
+                    refused = True
+                elif isinstance(answer, NarrowsError):
+                    raise answer
+                else:
+                    timing = answer.reply.timing
+                    seen.setdefault(max(1, timing.batch), []).append(timing.tail_ms)
         size *= 2
-    for frames_of_run, times in sorted(seen.items()):
-        yield Batch(max(1, frames_of_run), timing_of(times).ms)
+    return (Batch(frames_of_run, timing_of(times).ms) for frames_of_run, times in sorted(seen.items()))
 
 
-def _round_trip(address: str) -> tuple[float, bool]:
+def _round_trip(address: str, timeout_s: float) -> tuple[float, bool]:
     """How long a TCP connection takes to be made, in milliseconds, and whether the server is on this machine.
 
     Raises:
@@ -276,7 +319,7 @@ def _round_trip(address: str) -> tuple[float, bool]:
     try:
         for _ in range(_CONNECTS):
             began = time.perf_counter()
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S) as connection:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as connection:
                 times.append((time.perf_counter() - began) * 1000)
                 peer = ipaddress.ip_address(connection.getpeername()[0])
                 here = peer.is_loopback or connection.getpeername()[0] == connection.getsockname()[0]

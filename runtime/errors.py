@@ -36,6 +36,7 @@
     ├── DrainingError           the server is going down and takes no new frame
     ├── UnauthenticatedError    the server wants a token, and this is none of its own
     ├── PermissionDeniedError   the token does not cover this model
+    ├── DeployError             a step of `narrows deploy` that the device refuses
     └── InternalError           a fault of ours; the details are in the log, not in the text
 
 An error's text says what was expected, what was found, and what to do; it is written for strangers, so it never
@@ -126,15 +127,15 @@ class GoldenError(BundleError):
 
 
 class PlanError(NarrowsError):
-    code, exit_code, grpc_status = "plan", 60, "FAILED_PRECONDITION"
+    code, exit_code, grpc_status = "plan", 67, "FAILED_PRECONDITION"
 
 
 class ProfileError(PlanError):
-    code, exit_code = "profile", 61
+    code, exit_code = "profile", 68
 
 
 class NothingPlannedError(PlanError):
-    code, exit_code = "nothing-planned", 62
+    code, exit_code = "nothing-planned", 69
 
 
 class SourceError(NarrowsError):
@@ -204,6 +205,10 @@ class UnauthenticatedError(NarrowsError):
 
 class PermissionDeniedError(NarrowsError):
     code, exit_code, grpc_status = "permission-denied", 57, "PERMISSION_DENIED"
+
+
+class DeployError(NarrowsError):
+    code, exit_code, grpc_status = "deploy", 65, "FAILED_PRECONDITION"
 
 
 class InternalError(NarrowsError):

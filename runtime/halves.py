@@ -89,6 +89,15 @@ class Head:
             kept |= {spec.name: array for spec, array in zip(self._specs, inputs, strict=True)}
         return Features(tuple(arrays[:count]), outputs, kept)
 
+    @property
+    def providers(self) -> Sequence[str]:
+        """The execution providers that could really be loaded, best first."""
+        return [str(provider) for provider in self._session.get_providers()]
+
+    def end_profile(self) -> str:
+        """Path of ONNX Runtime's profile of the runs so far, where `SessionOptions.profile` asked for one."""
+        return str(self._session.end_profiling())
+
     def _check_golden(self, bundle: Bundle) -> None:
         golden = load_arrays(bundle, self.cut.golden_head)
         inputs = [golden[f"input/{i}"] for i in range(len(self._specs))]

@@ -32,6 +32,8 @@ class LinkOptions:
     keepalive_timeout_s: float = 5.0
     """No answer to the test for so long: the connection is lost."""
     security: LinkSecurity = field(default_factory=LinkSecurity)
+    via: str = ""
+    """ "host:port" of a proxy that passes everything on to the server; names and errors stay those of the server."""
 
     def __post_init__(self) -> None:
         if self.max_message_bytes < 1 or self.keepalive_s <= 0 or self.keepalive_timeout_s <= 0:
@@ -94,11 +96,17 @@ def open_channel(target: str, options: LinkOptions | None = None) -> grpc.Channe
     """
     check_target(target)
     options = options or LinkOptions()
-    security = options.security
+    security, settings = options.security, channel_options(options)
+    if options.via:
+        check_target(options.via)
+        settings += [
+            ("grpc.default_authority", target),
+            ("grpc.ssl_target_name_override", target.rpartition(":")[0].strip("[]")),
+        ]
     if security.encrypted:
-        channel = grpc.secure_channel(target, security.credentials(), options=channel_options(options))
+        channel = grpc.secure_channel(options.via or target, security.credentials(), options=settings)
     else:
-        channel = grpc.insecure_channel(target, options=channel_options(options))
+        channel = grpc.insecure_channel(options.via or target, options=settings)
     return security.authorize(channel)
 
 

@@ -14,10 +14,10 @@ import grpc.aio
 
 from ..runtime.errors import MissingDependencyError, UsageError
 from ..runtime.link import new_server
+from ..runtime.notify import READY, STOPPING, notify
 from .clients import TokenFile
 from .heads import HeadStore
 from .health import Health
-from .notify import READY, STOPPING, notify
 from .oip import OpenInference
 from .options import ServeOptions
 from .plane import DataPlane, PlaneOptions

@@ -19,7 +19,7 @@ from .cost import BatchCost
 from .engine import Engine
 from .fair_queue import FairQueue
 from .job import Finished, Job
-from .runner import BatchRunner, Shape
+from .runner import BatchRunner, Ready, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,8 @@ class BatchOptions:
     """Frames that may wait for a worker, at most."""
     max_wait_s: float = 0.5
     """Expected time in the queue above which a frame is turned away."""
-    runs: int = 1
-    """Runs of one graph at the same time. One, with as many threads inside it as there are cores, suits most
-    machines; more can pay where a graph does not fill them."""
+    runs: int = 0
+    """Runs of one graph at the same time; 0 for as many as pay, measured when the graph is loaded."""
     learn_s: float = 1.0
     """Time for measuring batch sizes when a graph is loaded; 0 for learning from real frames alone."""
 
@@ -45,8 +44,8 @@ class BatchOptions:
         return self.max_wait_s / 4
 
     def __post_init__(self) -> None:
-        if min(self.max_batch, self.queue, self.runs) < 1:
-            raise UsageError("batch size, queue length and runs must be 1 or more")
+        if min(self.max_batch, self.queue) < 1 or self.runs < 0:
+            raise UsageError("batch size and queue length must be 1 or more, and runs 0 or more")
         if self.max_wait_s <= 0 or self.learn_s < 0:
             raise UsageError("waiting must be more than 0 s, and learning 0 s or more")
 
@@ -61,6 +60,7 @@ class Batcher:
         deliver: takes the replies of a whole batch; runs on a worker, once for each batch.
         options: sizes.
         cost: what is known of the graph's runs already.
+        runs: runs at the same time, where `options` leave that open.
     """
 
     def __init__(
@@ -72,20 +72,23 @@ class Batcher:
         options: BatchOptions,
         *,
         cost: BatchCost | None = None,
+        runs: int = 1,
     ) -> None:
         self.name = name
         self._deliver = deliver
         self._options = options
         self._queue: FairQueue[Job] = FairQueue()
         self._cost = cost or BatchCost(options.max_batch, options.max_run_s)
+        self.runs = options.runs or runs
+        """Runs of the graph at the same time."""
         self._capacity = self._affordable()
         self._filled = threading.Condition()
         self._closed = False
-        self._runner = BatchRunner(engine, shape, options.runs, self._observe)
+        self._running = 0
+        self._runner = BatchRunner(engine, shape, self._observe)
         # One thread more than runs: it decodes the next batch meanwhile.
         self._threads = [
-            threading.Thread(target=self._work, name=f"{name} {number}", daemon=True)
-            for number in range(options.runs + 1)
+            threading.Thread(target=self._work, name=f"{name} {number}", daemon=True) for number in range(self.runs + 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -112,7 +115,7 @@ class Batcher:
 
     def overloaded(self) -> OverloadedError:
         """What a frame gets for which there is no room."""
-        retry_ms = round(self._cost.wait(len(self._queue)) * 1e3) or 1
+        retry_ms = round(self._wait_s(len(self._queue)) * 1e3) or 1
         return OverloadedError(
             f"{len(self._queue)} frames are queued, and no more can be answered in time; try again in {retry_ms} ms",
             retry_ms,
@@ -146,14 +149,18 @@ class Batcher:
         if not job.frame.deadline_ms or not self._queue:
             return
         ahead = self._queue.ahead(job.client.name)
-        if self._cost.wait(ahead) + self._cost.seconds(1) > job.frame.deadline_ms / 1000:
+        if self._wait_s(ahead) + self._cost.seconds(1) > job.frame.deadline_ms / 1000:
             raise self.overloaded()
+
+    def _wait_s(self, queued: int) -> float:
+        """Until so many frames have been answered. What one run costs was seen with the others beside it."""
+        return self._cost.wait(queued) / self.runs
 
     def _affordable(self) -> int:
         """Frames that may be queued, so that the last is answered within `max_wait_s`."""
         best = self._cost.best_batch
         run_s = self._cost.seconds(best)
-        in_time = round(self._options.max_wait_s / run_s * best) if run_s else self._options.queue
+        in_time = round(self._options.max_wait_s / run_s * best * self.runs) if run_s else self._options.queue
         return min(self._options.queue, max(best, in_time))
 
     def _observe(self, frames: int, seconds: float) -> None:
@@ -162,12 +169,44 @@ class Batcher:
             self._capacity = self._affordable()
 
     def _work(self) -> None:
-        while batch := self._take():
-            self._deliver(self._runner.compute(batch))
+        """Gather and decode while the graph is busy, and run what there is as soon as it is not."""
+        ready: list[Ready] = []
+        while True:
+            jobs, run = self._next(len(ready))
+            if jobs:
+                more, finished = self._runner.decode(jobs)
+                ready += more
+                if finished:
+                    self._deliver(finished)
+            elif run:
+                try:
+                    self._deliver(self._runner.run(ready))
+                finally:
+                    ready = []
+                    self._ran()
+            else:
+                return
 
-    def _take(self) -> list[Job]:
-        """The next batch; empty when the batcher is closed and all is done."""
+    def _next(self, held: int) -> tuple[list[Job], bool]:
+        """What a worker does next: jobs to decode, or a run of the `held` ones; neither when all is done.
+
+        A worker that finds the graph busy decodes what comes until its batch is full, so that the graph never waits
+        for a decoder, and what has gathered during one run is the next.
+        """
         with self._filled:
-            while not self._queue and not self._closed:
+            while True:
+                free = self._running < self.runs
+                room = self._cost.next_batch() - held
+                if self._queue and room > 0 and not (free and held):
+                    return self._queue.take(room), False
+                if held and free:
+                    self._running += 1
+                    return [], True
+                if self._closed and not held and not self._queue:
+                    return [], False
                 self._filled.wait()
-            return self._queue.take(self._cost.next_batch())
+
+    def _ran(self) -> None:
+        with self._filled:
+            self._running -= 1
+            self._filled.notify_all()

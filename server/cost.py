@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 _NEWEST = 0.1
 """Weight of the newest run in the moving mean: a neighbour's burst on the same cores is forgotten in some twenty."""
@@ -85,6 +86,42 @@ class BatchCost:
             without_gain = 0 if size / seconds > fastest / _ENOUGH else without_gain + 1
             fastest = max(fastest, size / seconds)
             size *= 2
+
+
+def best_runs(run: Callable[[], object], frames: int, most: int, budget_s: float) -> int:
+    """How many runs of one graph at the same time this machine does well: the fewest with nearly the best throughput.
+
+    One run with all cores inside its operators leaves gaps (between operators, in those that are not parallel) which a
+    second run fills; small graphs, whose operators are too short to be shared, gain with every core.
+
+    Args:
+        run: one run.
+        frames: of one run.
+        most: runs at the same time, at most.
+        budget_s: for all measurements together.
+    """
+    sizes = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
+    found: dict[int, float] = {}
+    for runs in sizes if len(sizes) > 1 else []:
+        found[runs] = _throughput(run, frames, runs, budget_s / len(sizes))
+        if found[runs] < max(found.values()) * _ENOUGH:
+            break
+    return min((runs for runs, rate in found.items() if rate >= _ENOUGH * max(found.values())), default=1)
+
+
+def _throughput(run: Callable[[], object], frames: int, runs: int, seconds: float) -> float:
+    start = time.monotonic()
+
+    def one(_: int) -> int:
+        done = 0
+        while time.monotonic() - start < seconds or not done:
+            run()
+            done += frames
+        return done
+
+    with ThreadPoolExecutor(runs) as pool:
+        total = sum(pool.map(one, range(runs)))
+    return total / (time.monotonic() - start)
 
 
 def _timed(run: Callable[[int], object], frames: int) -> float:

@@ -212,7 +212,7 @@ class DataPlane:
     def _serve(self, model: Model) -> Served:
         def batcher(one: Loaded) -> Batcher:
             name, shape = f"{model.name}/{one.name}", _Shaper(one.outputs)
-            return Batcher(name, one.engine, shape, self._hand_over, self._batch, cost=one.cost)
+            return Batcher(name, one.engine, shape, self._hand_over, self._batch, cost=one.cost, runs=one.runs)
 
         tails = tuple({name: batcher(one) for name, one in cut.items()} for cut in model.tails)
         return Served(model, tails, batcher(model.whole) if model.whole else None)

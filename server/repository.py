@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..runtime.bundle import Bundle, read_manifest
+from ..runtime.cores import available_cores
 from ..runtime.errors import BundleError, ModelNotFoundError, NarrowsError
 from ..runtime.frame import FrameCodec, Limits, frame_codecs
 from ..runtime.halves import Tail, load_arrays
 from ..runtime.manifest import MANIFEST, Half, OutputSpec
 from ..runtime.session import SessionOptions
 from .batcher import BatchOptions
-from .cost import BatchCost
+from .cost import BatchCost, best_runs
 from .engine import Engine, Prepared, SplitEngine
 from .heads import HeadArchive, HeadStore
 from .whole import WholeEngine, has_whole
@@ -46,6 +47,8 @@ class Loaded:
     cost: BatchCost
     outputs: tuple[OutputSpec, ...]
     """What it may answer with."""
+    runs: int = 1
+    """Runs at the same time that pay here."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ class Loader:
         whole = self._whole(bundle) if has_whole(bundle.manifest) else None
         head = self.heads.make(bundle) if Half.DEVICE in bundle.halves else None
         graphs = [*(one for cut in tails for one in cut.values()), *filter(None, [whole])]
-        best = ", ".join(f"{one.name}: {one.cost.best_batch}" for one in graphs)
-        _log.info("model %s is loaded: bundle %s, best batch sizes: %s", bundle.manifest.name, bundle.digest, best)
+        best = ", ".join(f"{one.name}: {one.runs} × {one.cost.best_batch}" for one in graphs)
+        _log.info("model %s is loaded: bundle %s, best runs × frames: %s", bundle.manifest.name, bundle.digest, best)
         return Model(bundle, tails, whole, head, path)
 
     def _tails(self, bundle: Bundle, codec: FrameCodec) -> dict[str, Loaded]:
@@ -108,18 +111,22 @@ class Loader:
             further = cut.further_tails.get(name)
             label = cut.name if further is None else f"{cut.name}/{name}"
             outputs = bundle.manifest.outputs if further is None else further.outputs
-            tails[name] = Loaded(label, engine, self._learned(engine, sample), outputs)
+            tails[name] = self._measured(label, engine, sample, outputs)
         return tails
 
     def _whole(self, bundle: Bundle) -> Loaded:
         engine = WholeEngine(bundle, self.limits, self.session)
-        return Loaded(WHOLE, engine, self._learned(engine, engine.sample()), bundle.manifest.outputs)
+        return self._measured(WHOLE, engine, engine.sample(), bundle.manifest.outputs)
 
-    def _learned(self, engine: Engine, sample: Prepared | None) -> BatchCost:
-        cost = BatchCost(self.batch.max_batch, self.batch.max_run_s)
+    def _measured(self, name: str, engine: Engine, sample: Prepared | None, outputs: tuple[OutputSpec, ...]) -> Loaded:
+        """A graph, and what its runs cost here: alone by size, and at the best size several at a time."""
+        cost, runs = BatchCost(self.batch.max_batch, self.batch.max_run_s), 1
         if sample is not None and self.batch.learn_s:
             cost.learn(lambda frames: engine.run([sample] * frames), self.batch.learn_s)
-        return cost
+            if not self.batch.runs:
+                batch = [sample] * cost.best_batch
+                runs = best_runs(lambda: engine.run(batch), len(batch), available_cores(), self.batch.learn_s / 2)
+        return Loaded(name, engine, cost, outputs, runs)
 
 
 @dataclass(frozen=True, slots=True)

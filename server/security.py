@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,15 +119,23 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Give the call an id, and find the token's owner, or answer in the handler's place."""
         handler = await continuation(handler_call_details)
-        metadata = dict(handler_call_details.invocation_metadata)
-        request.set(new_request(metadata.get(SENT_KEY)))
-        if self._tokens is None or handler_call_details.method.startswith(OPEN_METHODS):
-            return handler
+        tokens = None if handler_call_details.method.startswith(OPEN_METHODS) else self._tokens
         try:
-            caller.set(self._tokens.identify(str(metadata.get("authorization", ""))))
+            admit(tokens, dict(handler_call_details.invocation_metadata))
         except NarrowsError as error:
             return _refusal(handler, error)
         return handler
+
+
+def admit(tokens: TokenFile | None, metadata: Mapping[str, str | bytes]) -> None:
+    """Say of the call that is about to be served which request it is, and whose, for `client_of` and the log.
+
+    Raises:
+        UnauthenticatedError: no token, or none of these.
+    """
+    request.set(new_request(metadata.get(SENT_KEY)))
+    if tokens is not None:
+        caller.set(tokens.identify(str(metadata.get("authorization", ""))))
 
 
 def client_of(context: Context) -> Client:

@@ -26,7 +26,7 @@ from .heads import HeadArchive
 from .health import SERVICE_NAME as HEALTH
 from .health import Health
 from .logs import fields
-from .oip import OpenInference
+from .oip import OpenInference, add_open_inference
 from .plane import DataPlane
 from .repository import Model
 from .security import client_of
@@ -135,7 +135,7 @@ def _told(client: Client, stream: DeviceStream) -> Iterator[None]:
 
 def add_services(server: grpc.aio.Server, service: SplitService, open_inference: OpenInference, health: Health) -> None:
     """Register the split service, the Open Inference Protocol, health and reflection."""
-    open_inference.register(server)
+    add_open_inference(open_inference.methods, server)
     split_pb2_grpc.add_SplitInferenceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health.register(server)
     reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)

@@ -157,3 +157,24 @@ def test_a_breaker_never_stays_shut_for_good(steps: list[tuple[str, float]]) -> 
         now += gap
         breaker.succeeded() if what == "succeeded" else getattr(breaker, what)(now)
     assert breaker.allows(now + 1.0 + 1e-6)
+
+
+def test_a_full_server_is_asked_again_when_it_says(bundle: Bundle, answers: Answers) -> None:
+    seen: list[float] = []
+
+    def behave(frame: pb.Frame, _: grpc.ServicerContext) -> Say:
+        seen.append(time.monotonic())
+        yield refusal(frame, OverloadedError("full", retry_ms=300)) if len(seen) == 1 else answers.to(frame)
+
+    with serving(FaultyServer(behave)) as address, Device(bundle, address) as device:
+        outcome = device.infer(pictures(1)[0])
+    assert (outcome.provenance, outcome.attempts) == ("server", 2)
+    assert seen[1] - seen[0] >= 0.3
+
+
+def test_a_hint_beyond_the_deadline_is_answered_here(bundle: Bundle) -> None:
+    full = FaultyServer(lambda frame, _: iter([refusal(frame, OverloadedError("full", retry_ms=60_000))]))
+    with serving(full) as address, Device(bundle, address, replace(SOON, deadline_ms=2000)) as device:
+        outcome = device.infer(pictures(1)[0])
+    assert (outcome.provenance, outcome.attempts) == ("local", 1)
+    assert outcome.ms["total"] < 2000

@@ -62,5 +62,5 @@ def test_a_server_without_the_whole_model_says_so(tmp_path: Path) -> None:
 
 
 def test_qualities_are_checked(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="JPEG"):
+    with pytest.raises(UsageError, match="between 1 and 95"):
         Device(bundle, "127.0.0.1:1", DeviceOptions(offload=0))

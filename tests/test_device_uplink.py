@@ -311,7 +311,7 @@ def test_closing_ends_what_is_under_way(bundle: Bundle) -> None:
 ACTIONS = ("answer", "answer", "answer", "twice", "wrong id", "nothing", "damaged", "drain", "break", "welcome again")
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=st.lists(st.sampled_from(ACTIONS), max_size=30), frames=st.integers(1, 12))
 def test_every_frame_ends_once_whatever_the_server_does(bundle, answers, actions: list[str], frames: int) -> None:
     script, lock = iter(actions), threading.Lock()

@@ -86,7 +86,7 @@ def test_a_server_that_is_not_there_is_told(bundle: Bundle, folder: Path) -> Non
     codes = [json.loads(line)["outcome"] for line in done.stdout.splitlines()]
     assert codes == ["unavailable"] * 10
     assert done.returncode == 51
-    assert done.stderr.count("\n") == 1, "gRPC keeps its remarks to itself"
+    assert done.stderr.count("\n") == 2, "what is waited for, and what came of it; gRPC keeps its remarks to itself"
 
 
 def test_sigterm_drains_and_exits_cleanly(bundle: Bundle) -> None:

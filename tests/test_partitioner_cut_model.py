@@ -57,7 +57,7 @@ def whole(path: Path, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return result
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(proto=random_models(7))
 def test_every_cut_of_a_random_graph_recomposes(proto: onnx.ModelProto) -> None:
     graph = view(Model("random", normalise(proto, "random")))

@@ -34,7 +34,7 @@ def brute_force(graph: Graph, most: int) -> set[frozenset[str]]:
     return found
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(proto=random_models())
 def test_the_search_finds_what_brute_force_finds(proto: onnx.ModelProto) -> None:
     graph = look(proto)
@@ -43,7 +43,7 @@ def test_the_search_finds_what_brute_force_finds(proto: onnx.ModelProto) -> None
     assert {frozenset(names) for names in found} == brute_force(graph, 3)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(proto=random_models())
 def test_the_tail_of_a_cut_reads_its_tensors_and_no_others(proto: onnx.ModelProto) -> None:
     graph = look(proto)

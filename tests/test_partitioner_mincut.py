@@ -33,7 +33,7 @@ def cost_of(flow: Flow, device: int, prices: Prices) -> float:
     return work + answers + sum(prices.transfer[t] for t in flow.read_by(server))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(proto=random_models(6), data=st.data())
 def test_no_closed_set_is_cheaper(proto: onnx.ModelProto, data: st.DataObject) -> None:
     graph = look(proto)

@@ -20,7 +20,7 @@ def tiny_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny_slices")
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(proto=random_models(8))
 def test_slices_give_the_same_bits(proto: onnx.ModelProto) -> None:
     names = tuple(value.name for value in proto.graph.input)

@@ -38,7 +38,7 @@ def skip_net() -> onnx.ModelProto:
     return b.model([b.op("Tanh", b.op("Mul", joined, "x"), name="y")])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(proto=random_models(7))
 def test_every_three_way_cut_of_a_random_graph_recomposes(proto: onnx.ModelProto) -> None:
     graph = view(Model("random", normalise(proto, "random")))

@@ -330,7 +330,7 @@ def test_characters_are_never_mirrored() -> None:
         assert made[:8].mean() > made[-8:].mean()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     flip=st.booleans(),
     shift=st.floats(0, 0.5),

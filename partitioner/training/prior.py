@@ -62,7 +62,7 @@ class FactorisedPrior(nn.Module):
                 noise = torch.rand(some.shape, generator=generator) - 0.5
                 bits = self.bits(some.to(features.device) + noise.to(features.device) * widths, widths)
                 optimiser.zero_grad()
-                (bits.mean() / features[0].numel()).backward()
+                (bits.mean() / features[0].numel()).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
 
     def bits(self, features: Tensor, steps: Tensor) -> Tensor:

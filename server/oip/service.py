@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -25,6 +25,13 @@ from .models import Kind, OipModel, all_models, bundle_name, find
 from .statistics import Statistics
 
 _log = logging.getLogger(__name__)
+
+STREAM = "ModelStreamInfer"
+METHODS = (
+    *("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"),
+    *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelInfer", STREAM),
+)
+"""Of the service, as far as this server has them."""
 
 _ERRORS_AS_STATUS = "triton_grpc_error"
 """A stream that was opened with this metadata ends with the first error as its status, as Triton's does."""
@@ -59,9 +66,10 @@ class OpenInference:
         self._statistics = Statistics()
         plane.observers.append(self._statistics)
 
-    def register(self, server: grpc.aio.Server) -> None:
-        """Add the service to a server, under its public name."""
-        unary: dict[str, Callable[[Any, Client], Any]] = {
+    @property
+    def methods(self) -> dict[str, Callable[[Any, Context], Any]]:
+        """The handler of each method; that of `STREAM` takes an iterator of requests and is an iterator itself."""
+        plain: dict[str, Callable[[Any, Client], Any]] = {
             "ServerLive": lambda _, __: pb.ServerLiveResponse(live=True),
             "ServerReady": lambda _, __: pb.ServerReadyResponse(ready=not self._plane.draining),
             "ServerMetadata": _server_metadata,
@@ -71,16 +79,13 @@ class OpenInference:
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
         }
-        handlers = {name: _unary(name, _plain(answer)) for name, answer in unary.items()}
-        handlers["RepositoryModelLoad"] = _unary("RepositoryModelLoad", self._model_load)
-        handlers["RepositoryModelUnload"] = _unary("RepositoryModelUnload", self._model_unload)
-        handlers["ModelInfer"] = _unary("ModelInfer", self._model_infer)
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._model_stream_infer,
-            request_deserializer=pb.ModelInferRequest.FromString,
-            response_serializer=pb.ModelStreamInferResponse.SerializeToString,
-        )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        return {
+            **{name: _plain(answer) for name, answer in plain.items()},
+            "RepositoryModelLoad": self._model_load,
+            "RepositoryModelUnload": self._model_unload,
+            "ModelInfer": self._model_infer,
+            STREAM: self._model_stream_infer,
+        }
 
     async def infer(self, request: pb.ModelInferRequest, client: Client, left_s: float | None) -> pb.ModelInferResponse:
         """Answer one request: every element of its batch is a frame of its own, and shares runs with anyone's.
@@ -204,6 +209,17 @@ class OpenInference:
             raise UsageError("models come from the server's own folder: no configuration and no files are taken")
         _log.info("loading is asked for", extra=fields(client=client.name, model=name, what=type(request).__name__))
         return self._control, name
+
+
+def add_open_inference(methods: Mapping[str, Callable[[Any, Context], Any]], server: grpc.aio.Server) -> None:
+    """Register handlers under the service's public name, with messages of our own package."""
+    handlers = {name: _unary(name, handler) for name, handler in methods.items() if name != STREAM}
+    handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
+        methods[STREAM],
+        request_deserializer=pb.ModelInferRequest.FromString,
+        response_serializer=pb.ModelStreamInferResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
 class _Stream:

@@ -1,4 +1,4 @@
-"""Tells the service manager how the server is: systemd's notification protocol, sd_notify(3)."""
+"""Tells the service manager how this process is: systemd's notification protocol, sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _log = logging.getLogger(__name__)
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
+ALIVE = "WATCHDOG=1"
 
 
 def notify(state: str) -> None:
@@ -24,3 +25,13 @@ def notify(state: str) -> None:
             manager.sendto(state.encode(), address)
     except OSError as error:
         _log.warning("the service manager cannot be told %s (%s)", state, error)
+
+
+def watchdog_s() -> float | None:
+    """How often the manager wants to hear of this process, in seconds; None where it does not."""
+    if os.environ.get("WATCHDOG_PID") not in (None, str(os.getpid())):
+        return None
+    try:
+        return int(os.environ["WATCHDOG_USEC"]) / 1e6
+    except (KeyError, ValueError):
+        return None
