@@ -2,13 +2,13 @@
 
     python benchmarks/planner.py [--bundle TRAINED --teacher MODEL --images FOLDER] [--cuts 4] [--rounds 9] [--json]
 
-Three models: MobileNetV2 from the material, torchvision's ResNet-18 (random weights: times and bytes are real, answers
-are not), and, where --bundle names one, a trained bottleneck. The device is a process whose graphs and coder take so
-many times as long as their quickest runs here (it sleeps the rest): a steady slow board. It is profiled against a
-running server. Then every candidate point (cuts × qualities, two pictures to offload, local) is measured end to end
-over six emulated links, in turns and on the same pictures, and held against the prediction. The plan is the point of
-least predicted latency. What the emulator itself is late by, on a ping of a hundred bytes, is measured first and
-counted to the transport.
+Three models: MobileNetV2 from the material, an architecture with random weights (torchvision's ResNet-18; times and
+bytes are real, answers are not), and, where --bundle names one, a trained bottleneck. The device is a process whose
+graphs and coder take so many times as long as their quickest runs here (it sleeps the rest): a steady slow board. It is
+profiled against a running server. Then every candidate point (cuts × qualities, two pictures to offload, local) is
+measured end to end over six emulated links, in turns and on the same pictures, and held against the prediction. The
+plan is the point of least predicted latency. What the emulator itself is late by, on a ping of a hundred bytes, is
+measured first and counted to the transport.
 
 The queue's model is held against frames that come at random to a running server, at shares of what it can answer.
 """
@@ -374,9 +374,10 @@ def poisson(client: Client, coded: Sequence[Any], rate: float, seconds: float, d
 def models(options: argparse.Namespace, folder: Path) -> Iterator[Model]:
     subject = next(s for s in harness.SUBJECTS if s.name == "mobilenet-v2")
     subject.write_pictures(folder / "photographs", 4 * PICTURES)
+    random_weights = None if options.architecture.endswith(".onnx") else "random"
     for name, source, weights in (
         ("mobilenet-v2", str(subject.path), None),
-        ("resnet18", "torchvision:resnet18", "random"),
+        ("architecture", options.architecture, random_weights),
     ):
         if name not in options.models:
             continue
@@ -408,7 +409,10 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="its pictures, in folders named after the classes")
     parser.add_argument("--teacher", help="its whole model, as `narrows cut` takes it, where the bundle has none")
     parser.add_argument("--weights", help="of a torch teacher")
-    parser.add_argument("--models", nargs="*", default=["mobilenet-v2", "resnet18"])
+    parser.add_argument("--models", nargs="*", default=["mobilenet-v2", "architecture"])
+    parser.add_argument(
+        "--architecture", default="torchvision:resnet18", help="with random weights; or an ONNX file of one"
+    )
     parser.add_argument("--links", nargs="+", default=LINKS)
     parser.add_argument("--speeds", nargs="+", type=float, default=SPEEDS, help="times that the device is slower")
     parser.add_argument("--cuts", type=int, default=4)
