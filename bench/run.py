@@ -17,7 +17,7 @@ from ..server_process import ServerProcess, server_process
 from .inputs import read_inputs
 from .options import BenchOptions, Load, MaxRate
 from .result import BenchResult, Found, Step
-from .step import Bench, Ran
+from .step import INTERRUPTED, Bench, Ran
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is under way, seconds done, seconds it takes at most)."""
@@ -56,7 +56,7 @@ def run(options: BenchOptions, *, find: MaxRate | None = None, progress: Progres
                 if find is not None:
                     kept.found.append(_search(kept, bench, point, find))
         except KeyboardInterrupt:
-            kept.ended = "interrupted"
+            kept.ended = INTERRUPTED
         except _TroubleError as trouble:
             kept.ended = str(trouble)
         except NarrowsError as error:
@@ -93,6 +93,8 @@ class _Kept:
         step = ran.step
         self._inputs, self._meter = ran.inputs, ran.meter
         answered = "ok" in step.outcomes
+        if not answered and step.trouble == INTERRUPTED:
+            raise _TroubleError(INTERRUPTED)
         if not answered and not self.steps:
             raise _unanswered(step)
         self.steps.append(step)

@@ -1,6 +1,6 @@
 """Does the controller choose as well as one who knows the link?
 
-    python benchmarks/adaptive.py [--seconds 20] [--json]
+    python benchmarks/adaptive.py [--seconds 20] [--seed 7] [--only staircase] [--json]
 
 MobileNetV2 is cut at 32×28×28, and the bundle carries the whole model for the device besides. A server process, a
 device process and an emulated link between them; the device's graphs take 60 times as long as they do on one thread
@@ -68,12 +68,12 @@ class Oracle:
         return Choice(best)
 
 
-def traces(seconds: float) -> dict[str, str]:
+def traces(seconds: float, seed: int = 7) -> dict[str, str]:
     """Each a text as `narrows run --link trace:FILE` takes it."""
     unit = seconds / 20
     fade = ["20mbit", "5mbit", "1mbit", "200kbit", "0bit", "0bit", "0bit", "200kbit", "1mbit", "5mbit", "20mbit"]
     stairs = ["16mbit", "8mbit", "4mbit", "2mbit", "1mbit", "500kbit", "1mbit", "4mbit", "16mbit"]
-    draw, level, cellular = random.Random(7), 0.0, []
+    draw, level, cellular = random.Random(seed), 0.0, []
     for step in range(int(seconds / 0.5)):
         # A first-order autoregressive walk of the rate's logarithm about 3 Mbit/s, a new value twice a second.
         level = 0.85 * level + draw.gauss(0, 0.55)
@@ -146,7 +146,7 @@ def as_device(job: dict[str, Any]) -> None:
 
 def run(job: dict[str, Any], address: str) -> list[dict[str, Any]]:
     """What one policy made of one trace."""
-    with LinkEmulator(address, read_trace(Path(job["trace"]))) as link:
+    with LinkEmulator(address, read_trace(Path(job["trace"])), job["seed"]) as link:
         job = {**job, "address": link.address, "began": 0.0}
         command = [sys.executable, str(Path(__file__).resolve()), "--as-device", json.dumps(job)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -179,6 +179,8 @@ def row(trace: str, name: str, said: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="of each trace")
+    parser.add_argument("--seed", type=int, default=7, help="of the noisy trace, and of the emulated link's jitter")
+    parser.add_argument("--only", choices=list(traces(1)), action="append", help="this trace alone")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--as-device", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -190,8 +192,14 @@ def main() -> None:
         os.environ["NARROWS_CACHE"] = name
         bundle = prepare(folder)
         best = len(bundle.manifest.cuts[0].qualities) - 1
-        job = {"bundle": str(bundle.root), "pictures": str(folder / "pictures.npy"), "quality": best}
-        rows, made = [], traces(options.seconds)
+        job = {
+            "bundle": str(bundle.root),
+            "pictures": str(folder / "pictures.npy"),
+            "quality": best,
+            "seed": options.seed,
+        }
+        rows, made = [], traces(options.seconds, options.seed)
+        made = {name: text for name, text in made.items() if name in (options.only or made)}
         with harness.server(folder / "bundles") as address:
             for trace, text in made.items():
                 (folder / f"{trace}.txt").write_text(text)

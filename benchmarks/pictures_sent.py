@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import zstandard
-from harness import material
 from narrows.partitioner import Quantiser, cut_model
 from narrows.partitioner.training.data import Part
 from narrows.runtime.bundle import Bundle
@@ -67,7 +66,9 @@ def original(pack: Pack, answer: Answer) -> Point:
     return _point("original JPEG", "", pack.files, score(answer, list(pack.part.pictures), pack.part.labels))
 
 
-def reencoded(pack: Pack, answer: Answer, kind: str, sides: Sequence[int]) -> Iterator[Point]:
+def reencoded(
+    pack: Pack, answer: Answer, kind: str, sides: Sequence[int], done: Collection[tuple[str, str]] = ()
+) -> Iterator[Point]:
     """JPEG or WebP over a ladder of qualities and sizes; the server brings them back to the model's size.
 
     Both encoders at their most thrifty: optimised Huffman tables and 4:2:0, and WebP's method 6.
@@ -75,8 +76,11 @@ def reencoded(pack: Pack, answer: Answer, kind: str, sides: Sequence[int]) -> It
     height, width = pack.part.pictures.shape[1:3]
     more = {"optimize": True, "subsampling": "4:2:0"} if kind == "JPEG" else {"method": 6}
     for side in sides:
+        left = [q for q in QUALITIES if (kind, f"{side}×{side} q{q}") not in done]
+        if not left:
+            continue
         small = [Image.fromarray(p).resize((side, side), Image.Resampling.LANCZOS) for p in pack.part.pictures]
-        for quality in QUALITIES:
+        for quality in left:
             files = []
             for picture in small:
                 stream = io.BytesIO()
@@ -92,13 +96,17 @@ def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def naive(pack: Pack, calibration: Part, model: Path, cuts: Sequence[str]) -> Iterator[Point]:
+def naive(
+    pack: Pack, calibration: Part, model: Path, cuts: Sequence[str], done: Collection[tuple[str, str]] = ()
+) -> Iterator[Point]:
     """The network cut as it is, one step for the tensor, at 8 to 2 bits, and zstandard behind it."""
     height, width = pack.part.pictures.shape[1:3]
     preprocess = Preprocess(height, width, scale=1 / 255, mean=MEAN, std=STD)
     squeeze = zstandard.ZstdCompressor(level=3)
     chosen = np.linspace(0, len(calibration) - 1, _CALIBRATION).astype(int)
     for at in cuts:
+        if ("naive cut", f"{at}, 2 bits") in done and ("naive cut", f"{at}, 8 bits") in done:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             bundle = cut_model(
                 model,
@@ -145,13 +153,3 @@ def at_accuracy(points: Sequence[Point], wanted: float, key: str = "payload_byte
             low, high = np.log(getattr(below, key)), np.log(getattr(point, key))
             return float(np.exp(low + share * (high - low)))
     return None
-
-
-def labelled(points: Sequence[Point], subject: str) -> list[Point]:
-    """The points, with the name of what they were measured on."""
-    return [replace(point, subject=subject) for point in points]
-
-
-def model_file(name: str) -> Path:
-    """One of the material's models."""
-    return material() / "models" / name

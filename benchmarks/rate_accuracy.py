@@ -5,22 +5,24 @@
 Every method answers the same test pictures; bytes are those of files and of coded symbols, and of the frames they
 travel in. Students are bundles: their heads and tails run in ONNX Runtime, and frames go through the deployed coder.
 Baselines are measured once and kept in the cache; students are trained with `--train`, each kept in the cache, too
-(`--only NAME` for one of them), and whoever trains them elsewhere can name their runs with `--run SUBJECT:NAME=FOLDER`.
+(`--only NAME` for one of them).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import material
+from harness import material, report
 from narrows.partitioner.torch_source import export as export_onnx
 from narrows.partitioner.training.curves import RateCurve, RatePoint, plot_rate_accuracy
 from narrows.partitioner.training.data import Part
@@ -31,7 +33,7 @@ from narrows.runtime.halves import Head, Tail
 from narrows.runtime.link import wire_bytes
 from narrows.runtime.session import open_session
 from narrows.runtime.wire import frame_to_wire
-from pictures_sent import Answer, Point, at_accuracy, labelled, naive, original, reencoded
+from pictures_sent import Answer, Point, at_accuracy, naive, original, reencoded
 from teachers import CIFAR, FLOWERS, MEAN, STD, cache_folder, flowers, pack
 
 ALLOWED_POINTS = 0.6
@@ -51,6 +53,8 @@ class Subject:
     """Tensors of the teacher's graph for the naive cuts: the best-ranked one when empty."""
     model: Callable[[], Path]
     """The teacher's ONNX file."""
+    every: int = 1
+    """One test picture in so many is sent as a picture and through the cuts; students answer all."""
 
 
 @cache
@@ -64,9 +68,16 @@ def _flowers_onnx() -> Path:
 
 
 SUBJECTS = {
-    "flowers": Subject("flowers", FLOWERS, (144, 128, 112, 96, 80, 64), (), _flowers_onnx),
+    "flowers": Subject(
+        "flowers", FLOWERS, (144, 112, 96, 80, 64), ("getitem_33", "getitem_60", "getitem_123"), _flowers_onnx
+    ),
     "cifar10": Subject(
-        "cifar10", CIFAR, (32, 28, 24, 20), (), lambda: material() / "models" / "cifar10_resnet56_jpegft.onnx"
+        "cifar10",
+        CIFAR,
+        (32,),
+        ("/layer2/layer2.0/Relu_1_output_0", "/layer3/layer3.0/Relu_1_output_0"),
+        lambda: material() / "models" / "cifar10_resnet20_jpegft.onnx",
+        every=4,
     ),
 }
 
@@ -88,23 +99,52 @@ def whole(model: Path) -> Answer:
 
 
 def baselines(subject: Subject) -> list[Point]:
-    """Measured once, then read."""
+    """Measured once, each point kept as soon as it is there."""
     path = cache_folder() / "rate_accuracy" / f"{subject.name}-baselines.jsonl"
-    if path.exists():
-        return [Point(**json.loads(line)) for line in path.read_text().splitlines()]
-    pictures, model = pack(subject.pack, "test"), subject.model()
-    answer = whole(model)
-    points = [original(pictures, answer)]
-    for kind in ("JPEG", "WEBP"):
-        points += reencoded(pictures, answer, kind, subject.sides)
-    points += naive(pictures, pack(subject.pack, "train").part, model, subject.cuts)
-    points = labelled(points, subject.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(asdict(point)) + "\n" for point in points))
-    return points
+    known = [Point(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(point.method, point.setting) for point in known}
+    with path.open("a") as stream:
+        for point in _measured(subject, done):
+            known.append(replace(point, subject=subject.name))
+            stream.write(json.dumps(asdict(known[-1])) + "\n")
+            stream.flush()
+    return known
+
+
+def _measured(subject: Subject, done: set[tuple[str, str]]) -> Iterator[Point]:
+    pictures, model = pack(subject.pack, "test").every(subject.every), subject.model()
+    answer = whole(model)
+    if ("original JPEG", "") not in done:
+        yield original(pictures, answer)
+    for kind in ("JPEG", "WEBP"):
+        yield from reencoded(pictures, answer, kind, subject.sides, done)
+    yield from naive(pictures, pack(subject.pack, "train").part, model, subject.cuts, done)
 
 
 # -- students ----------------------------------------------------------------------------------------------------------
+
+
+def students(subject: Subject, seeds: int, only: str, *, train: bool) -> Iterator[Point]:
+    """The points of every student that is in the cache, and of those that are to be trained now."""
+    from students import RECIPES, bundle_of, folder_of, student
+
+    for name, recipe in RECIPES.items():
+        for seed in range(seeds):
+            wanted = recipe.subject == subject.name and only in name
+            if wanted and (train or bundle_of(name, seed).exists()):
+                bundle, kept = student(name, seed), folder_of(name, seed) / "points.json"
+                yield from measured_student(recipe.method, bundle, kept, subject, seed)
+
+
+def measured_student(method: str, bundle: Path, path: Path, subject: Subject, seed: int) -> list[Point]:
+    """A student's points: measured once, and kept beside its bundle."""
+    if path.exists():
+        return [Point(**one) for one in json.loads(path.read_text())]
+    print(f"measuring {bundle.name}, seed {seed}", file=sys.stderr, flush=True)
+    points = list(student_points(method, bundle, pack(subject.pack, "test").part, subject.name, seed))
+    path.write_text(json.dumps([asdict(point) for point in points]))
+    return points
 
 
 def student_points(method: str, root: Path, part: Part, subject: str, seed: int = 0) -> Iterator[Point]:
@@ -210,3 +250,35 @@ def _staircase(points: Sequence[RatePoint]) -> tuple[RatePoint, ...]:
         if not best or point.accuracy > best[-1].accuracy:
             best.append(point)
     return tuple(best)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subjects", nargs="*", choices=[*SUBJECTS, []], help="what to measure; flowers by default")
+    parser.add_argument("--train", action="store_true", help="train what is not in the cache yet: an hour and more")
+    parser.add_argument("--seeds", type=int, default=1, help="students of each kind")
+    parser.add_argument("--only", default="", help="part of the names of the students that are meant")
+    parser.add_argument("--png", type=Path, help="folder for the plots")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    args = parser.parse_args()
+    points: list[Point] = []
+    rows: list[dict[str, Any]] = []
+    for name in args.subjects or ["flowers"]:
+        subject = SUBJECTS[name]
+        points += baselines(subject)
+        points += students(subject, args.seeds, args.only, train=args.train)
+        rows += summary(points, name)
+        if args.png is not None:
+            args.png.mkdir(parents=True, exist_ok=True)
+            draw(points, name, args.png / f"rate-accuracy-{name}.png")
+    note = f"bytes at {ALLOWED_POINTS} points under the teacher; fewer than the best of {', '.join(PICTURES)}"
+    if args.json:
+        report("Rate and accuracy", [*rows, *map(asdict, points)], as_json=True, note=note)
+        return
+    if students_points := main_points(points):
+        report("Students, every point", students_points, as_json=False)
+    report("Bytes for an answer", rows, as_json=False, note=note)
+
+
+if __name__ == "__main__":
+    main()

@@ -140,7 +140,7 @@ def _show(result: BenchResult) -> None:
     for point in dict.fromkeys(step.point for step in result.steps):
         console.print(_table(point, [step for step in result.steps if step.point == point]))
     if any(not step.settled for step in result.steps):
-        console.print("* had not settled when its time was up (--max-s, --tolerance)")
+        console.print("* had not settled when it ended (--max-s, --tolerance)")
     for found in result.found:
         console.print(_found(found), markup=False)
     inputs = "the bundle's golden frame" if result.golden else f"{result.inputs} inputs in turn"

@@ -108,7 +108,8 @@ class Adaptive:
     Among the points that keep both (expected latency and two of its mean deviations within the deadline), the one that
     serves the objective best; where none keeps the deadline, the fastest. The last choice is kept unless another is
     better by a margin, so that two points of about the same cost do not take turns. While nothing is sent, one frame in
-    ten, and one a second at least, is sent at the smallest payload besides, to see whether the link is back.
+    ten, and two a second at least, is sent besides, at the smallest payload that is accurate enough, to see whether the
+    link is back.
     """
 
     def __init__(
@@ -116,8 +117,8 @@ class Adaptive:
         objective: Objective = "latency",
         *,
         floor: float = 0.0,
-        margin: float = 0.1,
-        probe_s: float = 1.0,
+        margin: float = 0.05,
+        probe_s: float = 0.5,
         probe_frames: int = 10,
     ) -> None:
         """Configure.
@@ -151,7 +152,9 @@ class Adaptive:
         if best.point.mode not in ON_DEVICE or not self._is_due(view):
             return Choice(best.point)
         splits = [c for c in candidates if c.point.mode == "split"]
-        return Choice(best.point, min(splits, key=lambda c: c.wire_bytes).point if splits else None)
+        # What would be sent is what there has to be news of.
+        wanted = [c for c in splits if c.accuracy >= self._floor] or splits
+        return Choice(best.point, min(wanted, key=lambda c: c.wire_bytes).point if wanted else None)
 
     def _best(self, candidates: Sequence[Candidate], deadline_s: float | None) -> Candidate:
         accurate = [c for c in candidates if c.accuracy >= self._floor] or candidates

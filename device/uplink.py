@@ -301,8 +301,8 @@ class Uplink:
                 self._talk_to(target)
             except TRANSIENT as error:
                 # Once for every time that it is down: somebody may be waiting before a screen.
-                first = self._last_error is None and self._down_since is not None
-                log.log(logging.WARNING if first else logging.INFO, "no connection yet (%s)", error)
+                if not self._closed.is_set():
+                    log.log(logging.INFO if self._last_error else logging.WARNING, "no connection (%s)", error)
                 self._last_error = error
             except NarrowsError as error:
                 self._give_up(error)

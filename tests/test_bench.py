@@ -14,16 +14,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from bundles import make_bundle, pictures
-from narrows.bench import BenchOptions, Load, MaxRate, Pace, run, steady, write_csv
+from narrows.bench import BenchOptions, Load, MaxRate, Pace, run, steady, worker, write_csv
 from narrows.bench import run as bench_run
-from narrows.bench.lines import Ended
+from narrows.bench.lines import DECODER, ENCODER, Ended, Job, Ready
 from narrows.bench.run import _search
 from narrows.bench.worker import Arrivals
 from narrows.cli import app
 from narrows.device import Input, Point
+from narrows.runtime.credentials import LinkSecurity
 from narrows.runtime.errors import NarrowsError, QualityError, ServerUnavailableError, SourceError, UsageError
 from narrows.runtime.session import SessionOptions
 from narrows.server import BatchOptions, ServeOptions, ServerThread
@@ -181,6 +183,53 @@ def test_a_bench_of_every_kind(tmp_path: Path, folder: Path) -> None:
     assert float(rows[0]["link_p50_ms"]) == closed.stages["link"].p50
 
 
+def test_a_meter_is_read_while_the_load_is_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Starter:
+        """Says go, and a little later that it is enough."""
+
+        said = 0
+
+        def readline(self) -> str:
+            self.said += 1
+            if self.said > 1:
+                time.sleep(0.4)
+            return "go\n" if self.said == 1 else ""
+
+    class Meter:
+        name = "five watts"
+
+        def watts(self) -> float:
+            return 5.0
+
+    bundle = make_bundle(tmp_path / "b" / "tiny")
+    monkeypatch.setattr(worker, "find_meter", Meter)
+    monkeypatch.setattr(sys, "stdin", Starter())
+    with ServerThread(ServeOptions(bundle.root, port=0, session=ONE)) as server:
+        job = Job(
+            bundle=str(bundle.root),
+            address=server.address,
+            source=None,
+            point=Point("split"),
+            concurrency=None,
+            rate=50,
+            seed=0,
+            window=2,
+            timeout_s=5,
+            session=ONE,
+            security=LinkSecurity(),
+            meter=True,
+        )
+        worker.work(msgspec.json.decode(ENCODER.encode(job), type=Job))
+    ready, *frames, over = map(DECODER.decode, capsys.readouterr().out.splitlines())
+    assert ready == Ready(1)
+    assert len(frames) > 5
+    assert {frame.code for frame in frames} == {"ok"}
+    assert over.meter == "five watts"
+    assert 1 < over.joules < 50
+
+
 def test_a_server_that_dies_ends_the_bench_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_bundle(tmp_path / "b" / "tiny")
     started = []
@@ -222,18 +271,22 @@ def test_frames_that_are_turned_away_are_counted(tmp_path: Path) -> None:
 
 def test_ctrl_c_gives_what_was_measured(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b" / "tiny")
-    words = ("--rate", "50,60,70", "--max-s", 1, "--threads", 1, "--json", "--csv", tmp_path / "steps.csv")
+    words = ("--rate", "50,60,70", "--max-s", 3, "--threads", 1, "--json", "--csv", tmp_path / "steps.csv")
     command = narrows("bench", bundle.root, *words)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "50/s" in process.stderr.readline()
         assert "60/s" in process.stderr.readline()
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         said = json.loads(process.communicate(timeout=60)[0])
     assert process.returncode == 130
     assert said["ended"] == "interrupted"
-    assert [step["load"]["rate"] for step in said["steps"]] == [50]
-    assert len((tmp_path / "steps.csv").read_text().splitlines()) == 2
+    whole, part = said["steps"]
+    assert [whole["load"]["rate"], part["load"]["rate"]] == [50, 60]
+    assert part["trouble"] == "interrupted"
+    assert 0 < part["frames"] < 60 * 2.6
+    assert len((tmp_path / "steps.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import torch
 from material import FOLDER, model_path
 from narrows.partitioner.training import Teacher, TrainOptions, split_teacher
 from narrows.partitioner.training.design import design, prices
-from narrows.partitioner.training.race import race_modules
+from narrows.partitioner.training.race import entrant, race
+from narrows.partitioner.training.run import choose_activation
 from narrows.partitioner.training.teacher import stems
 from narrows.runtime.errors import CutError, ModelError, UnknownTensorError, UsageError
 from narrows.runtime.manifest import Preprocess
@@ -154,6 +155,14 @@ def test_a_pair_that_restores_another_shape_is_refused() -> None:
 def test_a_race_times_every_entrant() -> None:
     teacher = students.teacher()
     halves = split_teacher(teacher, "late")
-    taken = race_modules({"front": halves.front, "stem": nn.Conv2d(3, 4, 3)}, teacher.example)
+    modules = {"front": halves.front, "stem": nn.Conv2d(3, 4, 3)}
+    taken = race({name: entrant(module, teacher.example) for name, module in modules.items()})
     assert set(taken) == {"front", "stem"}
     assert min(taken.values()) > 0
+
+
+def test_the_activation_is_chosen_by_a_race() -> None:
+    teacher = students.teacher()
+    options = TrainOptions(channels=4)
+    assert choose_activation(teacher, split_teacher(teacher, "late"), options) in ("relu", "gdn")
+    assert choose_activation(teacher, split_teacher(teacher, "late"), replace(options, activation="gdn")) == "gdn"

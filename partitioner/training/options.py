@@ -50,6 +50,10 @@ class TrainOptions:
     stem: str = AUTO
     """The module of the teacher up to which the encoder is the teacher's own; `none` for none. `auto`: as much as the
     budget has room for under a teacher of a million parameters or more, and else none."""
+    inherit: bool = False
+    """The encoder is the teacher's own first layers, kept as they are, and a projection onto principal components; the
+    decoder goes back and on with the teacher's next layers (`inherit.py`). It answers before anything is learned, so
+    few epochs are enough. Otherwise all but the stem begins from nothing."""
     decoder_width: int | None = None
     """Channels inside the decoder; twice those of the teacher's features, from 32 to 128, where None."""
     decoder_blocks: int = 2

@@ -53,7 +53,7 @@ class Student(nn.Module):
         rated = self.prior is not None
         self.quantiser.start(features, rated=rated, target_bytes=self.options.target_bytes, even=self.even)
         if self.prior is not None:
-            self.prior.start(features)
+            self.prior.start(features, self.quantiser.log_steps.exp())
 
     def made(self, pictures: Tensor, quality: Tensor, generator: torch.Generator) -> Made:
         """Run as in training."""
