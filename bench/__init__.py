@@ -6,6 +6,6 @@ print(result.steps[0].stages["latency"].p99)
 
 from .options import BenchOptions, Load, MaxRate, Pace
 from .result import BenchResult, Found, Step, write_csv
-from .run import label, run
+from .run import run
 
-__all__ = ["BenchOptions", "BenchResult", "Found", "Load", "MaxRate", "Pace", "Step", "label", "run", "write_csv"]
+__all__ = ["BenchOptions", "BenchResult", "Found", "Load", "MaxRate", "Pace", "Step", "run", "write_csv"]

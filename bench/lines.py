@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from ..runtime.credentials import LinkSecurity
+from ..runtime.point import Point
+from ..runtime.session import SessionOptions
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -13,16 +15,14 @@ class Job(msgspec.Struct, frozen=True):
     bundle: str
     address: str
     source: str | None
-    mode: str
-    cut: str | None
-    quality: int | None
+    point: Point
     concurrency: int | None
     rate: float | None
     """Frames a second of this device."""
     seed: int
     window: int
     timeout_s: float
-    threads: int
+    session: SessionOptions
     security: LinkSecurity
     meter: bool
     """Read the meter, where this machine has one: of several devices on a machine, one does."""

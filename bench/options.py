@@ -9,6 +9,7 @@ from ..device.schedule import parse_link
 from ..runtime.credentials import LinkSecurity
 from ..runtime.errors import UsageError
 from ..runtime.point import Point
+from ..runtime.session import SessionOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ class BenchOptions:
     pace: Pace = field(default_factory=Pace)
     timeout_s: float = 10.0
     """A frame without an answer ends in an error then."""
-    threads: int = 0
-    """Of a graph on the device; 0 for one a core."""
+    session: SessionOptions = field(default_factory=SessionOptions)
+    """How the device's graphs are run."""
     security: LinkSecurity = field(default_factory=LinkSecurity)
     seed: int = 0
     """Of the arrivals."""
@@ -82,8 +83,8 @@ class BenchOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.devices <= 256:
             raise UsageError(f"between 1 and 256 device processes can be started, not {self.devices}")
-        if self.timeout_s <= 0 or self.window < 1 or self.threads < 0:
-            raise UsageError("a timeout is positive, a window is 1 or more, threads are not negative")
+        if self.timeout_s <= 0 or self.window < 1:
+            raise UsageError("a timeout is positive, and a window is 1 or more")
         if self.link is not None:
             parse_link(self.link)
 

@@ -13,12 +13,11 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import NarrowsError, ServerUnavailableError, ShapeError, UsageError, from_code
 from ..runtime.manifest import Half, Manifest
 from ..runtime.point import Point
-from ..runtime.session import SessionOptions
 from ..server_process import ServerProcess, server_process
 from .inputs import read_inputs
 from .options import BenchOptions, Load, MaxRate
 from .result import BenchResult, Found, Step
-from .step import Bench, Ran
+from .step import INTERRUPTED, Bench, Ran
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is under way, seconds done, seconds it takes at most)."""
@@ -57,7 +56,7 @@ def run(options: BenchOptions, *, find: MaxRate | None = None, progress: Progres
                 if find is not None:
                     kept.found.append(_search(kept, bench, point, find))
         except KeyboardInterrupt:
-            kept.ended = "interrupted"
+            kept.ended = INTERRUPTED
         except _TroubleError as trouble:
             kept.ended = str(trouble)
         except NarrowsError as error:
@@ -89,11 +88,13 @@ class _Kept:
             _TroubleError: it came to nothing, and so would those after it.
             NarrowsError: it could not begin.
         """
-        name = f"{label(point)}, {load}"
+        name = f"{point}, {load}"
         ran: Ran = bench.run(point, load, lambda now, most: self._progress(name, round(now * 10), round(most * 10)))
         step = ran.step
         self._inputs, self._meter = ran.inputs, ran.meter
         answered = "ok" in step.outcomes
+        if not answered and step.trouble == INTERRUPTED:
+            raise _TroubleError(INTERRUPTED)
         if not answered and not self.steps:
             raise _unanswered(step)
         self.steps.append(step)
@@ -124,13 +125,6 @@ def _unanswered(step: Step) -> NarrowsError:
         return ServerUnavailableError(step.trouble or f"no frame has ended within {step.seconds:.0f} s")
     code, count = max(step.outcomes.items(), key=lambda item: item[1])
     return from_code(code, f"no frame was answered; {count} of {step.frames} ended in the error {code!r}")
-
-
-def label(point: Point) -> str:
-    """An operating point in a few words."""
-    if point.mode == "local":
-        return "local"
-    return f"offload, JPEG {point.quality}" if point.mode == "offload" else f"{point.cut}, quality {point.quality}"
 
 
 def keeps(step: Step, promise: MaxRate) -> bool:
@@ -201,7 +195,7 @@ def _truth(bundle: Bundle, options: BenchOptions) -> Sequence[int | None]:
     classifier = [output.tensor.name for output in manifest.outputs if output.kind != "tensor"]
     if manifest.local is None or not bundle.file(manifest.local).exists() or not classifier:
         return ()
-    whole = LocalModel(bundle, SessionOptions(threads=options.threads))
+    whole = LocalModel(bundle, options.session)
     try:
         inputs = read_inputs(bundle, options.source)
         return [int(np.argmax(whole.run(item.arrays)[classifier[0]])) for item in inputs]

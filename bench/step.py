@@ -28,6 +28,9 @@ _START_S = 120.0
 """A board that takes longer to load its graphs and prove them than this has another problem."""
 _GRACE_S = 10.0
 
+INTERRUPTED = "interrupted"
+"""Why a step ended that somebody at the terminal did not want to go on."""
+
 Looked = Callable[[float, float], None]
 """Told of the seconds that a step has taken, and of those that it may take."""
 
@@ -139,7 +142,11 @@ class Bench:
                     raise device.failed
             for device in devices:
                 device.go()
-            elapsed_s, settled, trouble = self._look(devices, load, looked)
+            began = time.monotonic()
+            try:
+                elapsed_s, settled, trouble = self._look(devices, load, began, looked)
+            except KeyboardInterrupt:
+                elapsed_s, settled, trouble = time.monotonic() - began, False, INTERRUPTED
             for device in devices:
                 device.stop()
             for device in devices:
@@ -155,15 +162,13 @@ class Bench:
             bundle=str(options.bundle),
             address=address,
             source=options.source,
-            mode=point.mode,
-            cut=point.cut,
-            quality=point.quality,
+            point=point,
             concurrency=load.concurrency,
             rate=None if load.rate is None else load.rate / options.devices,
             seed=options.seed + number,
             window=options.window,
             timeout_s=options.timeout_s,
-            threads=options.threads,
+            session=options.session,
             security=options.security,
             meter=number == 0,
         )
@@ -171,9 +176,11 @@ class Bench:
         stack.callback(device.wait, 0.0)  # whatever happens, nothing is left running
         return device
 
-    def _look(self, devices: Sequence[DeviceProcess], load: Load, looked: Looked) -> tuple[float, bool, str]:
+    def _look(
+        self, devices: Sequence[DeviceProcess], load: Load, began: float, looked: Looked
+    ) -> tuple[float, bool, str]:
         """Wait for the step to settle: how long it took, whether it has, and what ended it otherwise."""
-        pace, began = self.options.pace, time.monotonic()
+        pace = self.options.pace
         next_s = (steady.PARTS + 1) * pace.window_s
         while True:
             time.sleep(_LOOK_S)

@@ -18,7 +18,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
@@ -31,8 +30,6 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import NarrowsError, ServerUnavailableError
 from ..runtime.link import LinkOptions
 from ..runtime.manifest import Half
-from ..runtime.point import Mode, Point
-from ..runtime.session import SessionOptions
 from .inputs import read_inputs
 from .lines import ENCODER, Ended, Failed, Job, Over, Ready, Said
 
@@ -44,19 +41,19 @@ _DOWN_S = 0.01
 
 def device_options(job: Job) -> DeviceOptions:
     """How the device works."""
-    split = job.mode == "split"
-    whole = Point(cast(Mode, job.mode), quality=job.quality)
+    point = job.point
+    split = point.mode == "split"
     return DeviceOptions(
-        cut=job.cut if split else None,
-        quality=job.quality if split else None,
+        cut=point.cut,
+        quality=point.quality if split else None,
         wanted=Wanted(Form.TOP, top=1),
-        policy=Static() if split else Always(whole),
-        offload=job.quality if job.mode == "offload" else None,
+        policy=Static() if split else Always(point),
+        offload=point if point.mode == "offload" else None,
         # What no server answers is to be counted, and not made up for.
-        fallback="local" if job.mode == "local" else "none",
+        fallback="local" if point.mode == "local" else "none",
         timeout_s=job.timeout_s,
         window=job.window if job.concurrency is None else job.concurrency,
-        session=SessionOptions(threads=job.threads),
+        session=job.session,
         link=LinkOptions(security=job.security),
     )
 

@@ -1,14 +1,14 @@
 """Is the planner right, and is what it plans worth it?
 
-    python benchmarks/planner.py [--bundle TRAINED --images FOLDER] [--cuts 4] [--rounds 9] [--json]
+    python benchmarks/planner.py [--bundle TRAINED --teacher MODEL --images FOLDER] [--cuts 4] [--rounds 9] [--json]
 
-Three models: MobileNetV2 from the material, torchvision's ResNet-18 (random weights: times and bytes are real, answers
-are not), and, where --bundle names one, a trained bottleneck. The device is a process whose graphs and coder take so
-many times as long as their quickest runs here (it sleeps the rest): a steady slow board. It is profiled against a
-running server. Then every candidate point (cuts × qualities, two pictures to offload, local) is measured end to end
-over six emulated links, in turns and on the same pictures, and held against the prediction. The plan is the point of
-least predicted latency. What the emulator itself is late by, on a ping of a hundred bytes, is measured first and
-counted to the transport.
+Three models: MobileNetV2 from the material, an architecture with random weights (torchvision's ResNet-18; times and
+bytes are real, answers are not), and, where --bundle names one, a trained bottleneck. The device is a process whose
+graphs and coder take so many times as long as their quickest runs here (it sleeps the rest): a steady slow board. It is
+profiled against a running server. Then every candidate point (cuts × qualities, two pictures to offload, local) is
+measured end to end over six emulated links, in turns and on the same pictures, and held against the prediction. The
+plan is the point of least predicted latency. What the emulator itself is late by, on a ping of a hundred bytes, is
+measured first and counted to the transport.
 
 The queue's model is held against frames that come at random to a running server, at shares of what it can answer.
 """
@@ -40,6 +40,7 @@ from narrows.device.local import LocalModel
 from narrows.device.offload import picture_frame
 from narrows.device.policies import Choice, View
 from narrows.device.schedule import parse_link
+from narrows.partitioner import add_whole
 from narrows.planner.choose import Constraints, best_of
 from narrows.planner.link import Link
 from narrows.planner.predict import Prediction, predict
@@ -373,9 +374,10 @@ def poisson(client: Client, coded: Sequence[Any], rate: float, seconds: float, d
 def models(options: argparse.Namespace, folder: Path) -> Iterator[Model]:
     subject = next(s for s in harness.SUBJECTS if s.name == "mobilenet-v2")
     subject.write_pictures(folder / "photographs", 4 * PICTURES)
+    random_weights = None if options.architecture.endswith(".onnx") else "random"
     for name, source, weights in (
         ("mobilenet-v2", str(subject.path), None),
-        ("resnet18", "torchvision:resnet18", "random"),
+        ("architecture", options.architecture, random_weights),
     ):
         if name not in options.models:
             continue
@@ -385,7 +387,11 @@ def models(options: argparse.Namespace, folder: Path) -> Iterator[Model]:
         print(f"{name}: profiled and cut in {time.monotonic() - began:.0f} s", file=sys.stderr)
         yield Model(name, folder / "bundles" / name, folder / "photographs")
     if options.bundle is not None:
-        yield Model("bottleneck", options.bundle, options.images)
+        path = options.bundle
+        if options.teacher is not None:
+            path = folder / "bundles" / "bottleneck"
+            add_whole(Bundle.open(options.bundle), options.teacher, path, weights=options.weights)
+        yield Model("bottleneck", path, options.images)
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]]) -> str:
@@ -399,9 +405,14 @@ def verdict(rows: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="a trained bottleneck that carries the whole model for both halves")
+    parser.add_argument("--bundle", type=Path, help="a trained bottleneck")
     parser.add_argument("--images", type=Path, help="its pictures, in folders named after the classes")
-    parser.add_argument("--models", nargs="*", default=["mobilenet-v2", "resnet18"])
+    parser.add_argument("--teacher", help="its whole model, as `narrows cut` takes it, where the bundle has none")
+    parser.add_argument("--weights", help="of a torch teacher")
+    parser.add_argument("--models", nargs="*", default=["mobilenet-v2", "architecture"])
+    parser.add_argument(
+        "--architecture", default="torchvision:resnet18", help="with random weights; or an ONNX file of one"
+    )
     parser.add_argument("--links", nargs="+", default=LINKS)
     parser.add_argument("--speeds", nargs="+", type=float, default=SPEEDS, help="times that the device is slower")
     parser.add_argument("--cuts", type=int, default=4)

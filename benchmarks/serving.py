@@ -2,8 +2,12 @@
 
     python benchmarks/serving.py [--seconds 3] [--streams 1 4 16 64] [--json]
 
-The same tail and the same frames for all: a MobileNetV2 cut in its first half, real photographs, best quality. The
-load comes from a process of its own, one thread, so on few cores it takes its share from the server.
+The same tail and the same frames for all: a MobileNetV2 cut in its first half (or --subject), real photographs, best
+quality. The load comes from a process of its own, one thread, so on few cores it takes its share from the server: "CPU
+of bare" says how much of the server's processor time the bare graph would have taken, whoever else is there.
+
+Overload, fairness and replacement are shown on a SqueezeNet cut early, whose tail is long enough for one process to
+offer five times what it can answer.
 
   bare      the tail in an ONNX Runtime loop at its best batch size, symbols ready: the limit
   narrows   `narrows serve`, frames over bidirectional streams, one window of frames in flight to a stream
@@ -45,6 +49,7 @@ from narrows.server_process import server_process
 from triton_peer import triton_server
 
 SUBJECT = "mobilenet-v2"
+HEAVY = "squeezenet"
 WINDOW = 4
 """Frames of one stream in flight."""
 PICTURES = 64
@@ -158,20 +163,21 @@ def ray_server(bundles: Path) -> Iterator[tuple[str, int]]:
         yield f"127.0.0.1:{port}", pid
 
 
-def bare_loop(bundle: Bundle, frames: Sequence[Frame], seconds: float) -> tuple[float, int]:
-    """Frames a second of the tail alone at its best batch size, and that size."""
+def bare_loop(bundle: Bundle, frames: Sequence[Frame], seconds: float) -> tuple[float, int, float]:
+    """Frames a second of the tail alone at its best batch size, that size, and processor milliseconds a frame."""
     codec = FrameCodec(bundle, 0)
     tail = Tail(bundle, bundle.manifest.cuts[0], SessionOptions(threads=THREADS))
     symbols = [codec.unpack(frame) for frame in frames]
     qualities = [frame.quality for frame in frames]
-    best = (0.0, 0)
+    best = (0.0, 0, 0.0)
     for size in (1, 2, 4, 8, 16, 32):
         tail.run(symbols[:size], qualities[:size])
-        start, count = time.perf_counter(), 0
+        start, cpu, count = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - start < seconds / 3:
             tail.run(symbols[:size], qualities[:size])
             count += size
-        best = max(best, (count / (time.perf_counter() - start), size))
+        used_ms = (time.process_time() - cpu) / count * 1e3
+        best = max(best, (count / (time.perf_counter() - start), size, used_ms))
     return best
 
 
@@ -216,7 +222,7 @@ def throughput(
         if ray:
             systems.append(("ray", stack.enter_context(ray_server(bundle.root)), Stream))
         for streams in counts:
-            limit, size = bare_loop(bundle, frames, seconds)
+            limit, size, used_ms = bare_loop(bundle, frames, seconds)
             for name, place, kind in systems:
                 try:
                     row = one_row(place, bundle, frames, streams, seconds, kind)
@@ -225,34 +231,39 @@ def throughput(
                     print(f"{name} did not survive {streams} streams: {error.details()}", file=sys.stderr)
                     continue
                 share = round(row["frames/s"] / limit, 3)
-                rows.append({"server": name, **row, "bare, frames/s": round(limit), "batch": size, "of bare": share})
+                lean = round(used_ms / row["server CPU, ms/frame"], 3)
+                bare = {"bare, frames/s": round(limit), "batch": size, "of bare": share, "CPU of bare": lean}
+                rows.append({"server": name, **row, **bare})
     return rows
 
 
 def overload(bundle: Bundle, frames: Sequence[Frame], seconds: float) -> list[dict[str, Any]]:
     """Open loop at multiples of the capacity, over 8 streams; then one client that floods beside modest ones."""
     rows = []
-    with narrows_server(bundle.root, "--max-wait", "0.1") as (address, _):
-        capacity = asyncio.run(closed(address, bundle, frames, 16, seconds)).goodput
+    with narrows_server(bundle.root, "--max-wait", "0.1") as (address, pid):
+        # So few in flight that none is refused: what is answered then is what can be answered.
+        capacity = asyncio.run(closed(address, bundle, frames, 1, seconds)).goodput
 
-        def row(name: str, results: Sequence[Result], share: float) -> dict[str, Any]:
+        def row(name: str, results: Sequence[Result], share: float, cpu: float | None = None) -> dict[str, Any]:
             total = Result()
             for result in results:
                 total.merge(result)
             return {
                 "load": name,
                 "offered/s": round(total.sent / total.seconds),
+                "of capacity": round(total.sent / total.seconds / capacity, 2),
                 "answered/s": round(total.goodput),
                 "of what was possible": round(total.goodput / share, 3),
                 "p50, ms": round(total.percentile(50), 1),
                 "p99, ms": round(total.percentile(99), 1),
+                "server's cores": "" if cpu is None else round((cpu_seconds(pid) - cpu) / total.seconds, 2),
                 "outcomes": dict(total.outcomes),
             }
 
         for factor in (0.5, 1, 2, 5):
-            rates = [factor * capacity / 8] * 8
+            rates, cpu = [factor * capacity / 8] * 8, cpu_seconds(pid)
             results = asyncio.run(poisson(address, bundle, frames, rates, seconds, 0))
-            rows.append(row(f"{factor}× capacity", results, min(1.0, factor) * capacity))
+            rows.append(row(f"{factor}× capacity", results, min(1.0, factor) * capacity, cpu))
         rates = [4 * capacity, *[capacity / 20] * 4]
         flood, *modest = asyncio.run(poisson(address, bundle, frames, rates, seconds, 0))
         rows.append(row("one floods at 4×", [flood], capacity * 0.8))
@@ -268,7 +279,7 @@ def replacement(bundle: Bundle, other: Bundle, frames: Sequence[Frame], seconds:
         with narrows_server(Path(name), "--watch", "0.1") as (address, _):
 
             async def run() -> tuple[Result, int]:
-                load = asyncio.create_task(closed(address, bundle, frames, 8, seconds))
+                load = asyncio.create_task(closed(address, bundle, frames, 2, seconds))
                 swaps = 0
                 while not load.done():
                     await asyncio.sleep(0.4)
@@ -294,24 +305,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--subject", default=SUBJECT, choices=[subject.name for subject in harness.SUBJECTS])
+    parser.add_argument("--only", choices=["throughput", "overload"], help="half of the tables")
     parser.add_argument("--ray", action="store_true", help="Ray Serve too: needs pip install 'narrows[ray]'")
     parser.add_argument("--triton", type=Path, help="virtual environment with nvidia-pytriton: see triton_peer.py")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
-    subject = next(subject for subject in harness.SUBJECTS if subject.name == SUBJECT)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        bundle, other = subject.cut(folder), subject.cut(folder, calibration=16, quantise=False)
-        paths = subject.write_pictures(folder / "pictures", PICTURES)
-        preprocess = bundle.manifest.preprocess
-        assert preprocess is not None
-        frames = make_frames(bundle, [fit(load_image(path), preprocess) for path in paths])
-        rows = throughput(bundle, frames, options.streams, options.seconds, options.triton, ray=options.ray)
-        harness.report("Closed loop", rows, as_json=options.json, note=f"{WINDOW} frames in flight to a stream")
-        rows = overload(bundle, frames, options.seconds)
-        harness.report("Open loop (Poisson), and fairness", rows, as_json=options.json)
-        rows = [replacement(bundle, other, frames, 2 * options.seconds)]
-        harness.report("Replaced under load", rows, as_json=options.json)
+        if options.only != "overload":
+            bundle, frames = material(options.subject, Path(name))
+            rows = throughput(bundle, frames, options.streams, options.seconds, options.triton, ray=options.ray)
+            note = f"{options.subject}; {WINDOW} frames in flight to a stream"
+            harness.report("Closed loop", rows, as_json=options.json, note=note)
+        if options.only != "throughput":
+            bundle, frames = material(HEAVY, Path(name))
+            rows = overload(bundle, frames, options.seconds)
+            harness.report("Open loop (Poisson), and fairness", rows, as_json=options.json, note=HEAVY)
+            subject = next(subject for subject in harness.SUBJECTS if subject.name == HEAVY)
+            other = subject.cut(Path(name), calibration=16, quantise=False)
+            rows = [replacement(bundle, other, frames, 2 * options.seconds)]
+            harness.report("Replaced under load", rows, as_json=options.json, note=HEAVY)
+
+
+def material(name: str, folder: Path) -> tuple[Bundle, Sequence[Frame]]:
+    """A subject's bundle, and frames of its pictures."""
+    subject = next(subject for subject in harness.SUBJECTS if subject.name == name)
+    bundle = subject.cut(folder)
+    paths = subject.write_pictures(folder / "pictures" / name, PICTURES)
+    preprocess = bundle.manifest.preprocess
+    assert preprocess is not None
+    return bundle, make_frames(bundle, [fit(load_image(path), preprocess) for path in paths])
 
 
 if __name__ == "__main__":

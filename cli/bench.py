@@ -13,7 +13,7 @@ from rich.table import Table
 from ..runtime.errors import FramesFailedError, UsageError
 from . import output
 from .app import Json, Threads, app
-from .device import Ca, Cert, Key, Tls, TokenFile, link_options
+from .device import Ca, Cert, Key, Provider, Tls, TokenFile, link_options, offload_point, session_options
 from .tables import out, print_json, table
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def bench(
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="The whole model on the device, besides.")] = False,
     offload: Annotated[
-        str | None, typer.Option(help="Sending the picture, besides: JPEG qualities, joined by commas.")
+        str | None, typer.Option(help="Sending the picture, besides: 90 (JPEG) or webp:80, joined by commas.")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Device processes; a rate is over all of them.")] = 1,
     window: Annotated[int, typer.Option(min=1, help="Frames under way at a device in an open loop, at most.")] = 8,
@@ -62,6 +62,7 @@ def bench(
     tolerance: Annotated[float, typer.Option(help="Share by which the parts of a settled step may differ.")] = 0.1,
     timeout: Annotated[float, typer.Option(help="Seconds after which a frame without an answer is an error.")] = 10.0,
     threads: Threads = 0,
+    provider: Provider = None,
     seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
     tls: Tls = False,
     ca: Ca = None,
@@ -81,7 +82,7 @@ def bench(
     splits = [Point("split", cut_name, q) for q in numbers("--quality", quality, int)]
     points = splits or [Point("split", cut_name)]
     points += [Point("local")] * local
-    points += [Point("offload", quality=q) for q in numbers("--offload", offload, int)]
+    points += [offload_point(text) for text in (offload.split(",") if offload else ())]
     loads = [Load(concurrency=n) for n in numbers("--concurrency", concurrency, int)]
     loads += [Load(rate=r) for r in numbers("--rate", rate, float)]
     promise = _promise(find, p99_ms)
@@ -96,7 +97,7 @@ def bench(
         window=window,
         pace=Pace(min(window_s, max_s), max_s, tolerance),
         timeout_s=timeout,
-        threads=threads,
+        session=session_options(threads, provider),
         security=link_options(tls, ca, cert, key, token_file).security,
         seed=seed,
     )
@@ -139,7 +140,7 @@ def _show(result: BenchResult) -> None:
     for point in dict.fromkeys(step.point for step in result.steps):
         console.print(_table(point, [step for step in result.steps if step.point == point]))
     if any(not step.settled for step in result.steps):
-        console.print("* had not settled when its time was up (--max-s, --tolerance)")
+        console.print("* had not settled when it ended (--max-s, --tolerance)")
     for found in result.found:
         console.print(_found(found), markup=False)
     inputs = "the bundle's golden frame" if result.golden else f"{result.inputs} inputs in turn"
@@ -149,11 +150,9 @@ def _show(result: BenchResult) -> None:
 
 
 def _table(point: Point, steps: list[Step]) -> Table:
-    from ..bench import label
-
     stages = [name for name in _STAGES if any(name in step.stages for step in steps)]
     heads = ["load", "answers/s", "in flight", "not answered", "p50", "p90", "p99", "p99.9", *stages]
-    made = table(escape(label(point)), *heads, "bytes", "agrees", "mJ")
+    made = table(escape(str(point)), *heads, "bytes", "agrees", "mJ")
     for step in steps:
         whole = step.stages.get("latency")
         figures = [whole.p50, whole.p90, whole.p99, whole.p999] if whole else [None] * 4
@@ -184,9 +183,7 @@ def _failures(step: Step) -> str:
 
 
 def _found(found: Found) -> str:
-    from ..bench import label
-
     if found.rate is None:
-        return f"{label(found.point)}: no rate that was tried keeps p99 ≤ {found.p99_ms:g} ms"
+        return f"{found.point}: no rate that was tried keeps p99 ≤ {found.p99_ms:g} ms"
     above = f"; {found.broken_at:.4g} does not" if found.broken_at is not None else ", the highest that was tried"
-    return f"{label(found.point)}: {found.rate:.4g} frames a second keep p99 ≤ {found.p99_ms:g} ms{above}"
+    return f"{found.point}: {found.rate:.4g} frames a second keep p99 ≤ {found.p99_ms:g} ms{above}"

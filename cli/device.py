@@ -107,6 +107,9 @@ def run(
     exit_confidence: Annotated[
         float | None, typer.Option(min=0, max=1, help="Ask the early exit first; send nothing where it is so sure.")
     ] = None,
+    max_payload_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Most bytes of a frame; quality goes down for what is larger.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds after which a frame without an answer is an error.")] = 10.0,
     window: Annotated[int, typer.Option(min=1, help="Frames under way at once, at most.")] = 8,
     drop: Annotated[DropName, typer.Option(help="Frames that come too fast: wait, or skip some.")] = DropName.BLOCK,
@@ -172,6 +175,7 @@ def run(
         deadline_ms=deadline_ms,
         fallback=fallback.value,
         exit_confidence=exit_confidence,
+        max_payload_bytes=max_payload_bytes,
         timeout_s=timeout,
         window=window,
         drop=drop.value,

@@ -71,7 +71,7 @@ def profile(made: Profile, path: Path, *, as_json: bool) -> None:
 def plan(said: Sequence[Said], constraints: Constraints, *, as_json: bool) -> None:
     """What `narrows plan` found."""
     if as_json:
-        print_json([_json(one) for one in said])
+        print_json(finite([_json(one) for one in said]))
         return
     console = out()
     for one in said:
@@ -202,8 +202,8 @@ def _json(said: Said) -> dict[str, Any]:
 
 
 def prediction(one: Prediction) -> dict[str, Any]:
-    """A prediction as values that JSON has; what has no bound is null."""
-    return {**finite(msgspec.to_builtins(one)), "name": str(one.point), "link_ms": one.stages.link}
+    """A prediction as plain values."""
+    return {**msgspec.to_builtins(one), "name": str(one.point), "link_ms": one.stages.link}
 
 
 def finite(value: Any) -> Any:

@@ -45,6 +45,10 @@ def train(
     stem: Annotated[
         str, typer.Option(help="The teacher's module up to which the encoder is its own; auto, or none.")
     ] = "auto",
+    inherit: Annotated[
+        bool,
+        typer.Option(help="Begin with the teacher's own layers on both sides of a principal-component projection."),
+    ] = False,
     pair: Annotated[
         str | None, typer.Option(help="package.module:callable that returns an encoder and a decoder of your own.")
     ] = None,
@@ -60,6 +64,10 @@ def train(
     freeze_encoder: Annotated[
         bool | None, typer.Option("--freeze-encoder/--tune-encoder", help="In stage 2; the method says by default.")
     ] = None,
+    views: Annotated[
+        int,
+        typer.Option(min=0, help="Augmented versions of each picture, whose teacher's answers are kept; 0: new ones."),
+    ] = 0,
     patience: Annotated[int | None, typer.Option(min=1, help="Epochs without progress that end a stage.")] = None,
     validation: Annotated[float, typer.Option(help="Share that is held out where the data say nothing.")] = 0.15,
     seed: Annotated[int, typer.Option()] = 0,
@@ -93,6 +101,7 @@ def train(
         head_macs=head_macs,
         head_params=head_params,
         stem=stem,
+        inherit=inherit,
         epochs=(int(first), int(second)),
         batch=batch,
         rates=(fast, slow),
@@ -100,6 +109,7 @@ def train(
         freeze_encoder=freeze_encoder,
         exit=early_exit,
         patience=patience,
+        views=views,
         seed=seed,
         threads=threads,
         device=device,

@@ -49,6 +49,9 @@ class DeviceOptions:
     open_inference: OpenInference | None = None
     """The server is a stock one of the Open Inference Protocol, and this model there is the cut's tail: symbols go
     uncoded. None for Narrows' own server."""
+    max_payload_bytes: int | None = None
+    """Most bytes of a frame's coded symbols, whatever is in the picture: over it, the frame is made again at a lower
+    quality, and where none fits, the device answers itself. The server's own cap holds besides."""
     timeout_s: float = 10.0
     """A frame that has no answer by then ends in an error, or, with a fallback, on the device."""
     stall_s: float | None = None
@@ -80,6 +83,8 @@ class DeviceOptions:
             raise UsageError(f"a window of {self.window} frames is none; give 1 or more")
         if self.timeout_s <= 0 or (self.stall_s is not None and self.stall_s <= 0):
             raise UsageError("timeouts must be positive")
+        if self.max_payload_bytes is not None and self.max_payload_bytes < 1:
+            raise UsageError(f"a cap of {self.max_payload_bytes} bytes lets no frame through; give 1 or more")
         if self.drop not in get_args(Drop):
             raise UsageError(f"a drop policy is one of {', '.join(get_args(Drop))}, not {self.drop!r}")
         if self.fallback not in get_args(Rescue):

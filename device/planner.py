@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..runtime.cost import PowerModel, frame_wire_bytes
 from ..runtime.manifest import Cut
 from ..runtime.point import LOCAL, ON_DEVICE, Point
+from ..runtime.rate import SizeModel, highest_fitting
 from .breaker import Breaker
 from .early import EarlyEstimate
 from .estimates import Duration, LinkEstimate
@@ -47,10 +49,11 @@ class Planner:
         points = [(Point("split", cut.name, q), cut.qualities[q]) for cut in cuts for q in range(len(cut.qualities))]
         self._remote = [point for point, _ in points]
         self._accuracy = {point: 1.0 if q.agreement is None else q.agreement for point, q in points}
-        self._bytes = {point: q.payload_bytes for point, q in points}
+        self._sizes = {cut.name: SizeModel(tuple(max(1.0, q.payload_bytes) for q in cut.qualities)) for cut in cuts}
+        self._picture_bytes = 0.0
         if offload is not None:
             self._remote.append(offload[0])
-            self._accuracy[offload[0]], self._bytes[offload[0]] = 1.0, offload[1]
+            self._accuracy[offload[0]], self._picture_bytes = 1.0, offload[1]
         self._encode = {point: Duration() for point in self._remote}
         self._exits = {cut.name: EarlyEstimate(cut.exit, exit_confidence) for cut in cuts if cut.exit}
         self._exit_answers = exit_answers
@@ -68,7 +71,14 @@ class Planner:
         self.link_spread = Duration()
         self.breaker = Breaker()
 
-    def choose(self, preferred: Point, deadline_s: float | None, down_s: float, oldest_s: float) -> Choice:
+    def choose(
+        self,
+        preferred: Point,
+        deadline_s: float | None,
+        down_s: float,
+        oldest_s: float,
+        cap_bytes: int | None = None,
+    ) -> Choice:
         """What to do with the next frame.
 
         Args:
@@ -76,6 +86,7 @@ class Planner:
             deadline_s: from its input to its answer.
             down_s: for how long there has been no connection.
             oldest_s: for how long the oldest frame on the link has been waiting.
+            cap_bytes: most bytes of a frame's payloads.
         """
         with self._lock:
             now = time.monotonic()
@@ -91,6 +102,7 @@ class Planner:
                 unheard_frames=self._unheard_frames,
             )
             choice = self._policy.choose(view)
+            choice = replace(choice, point=self._within(choice.point, cap_bytes))
             self.last_point = choice.point
             self.probes += choice.probe is not None
             if choice.point.mode not in ON_DEVICE or choice.probe is not None:
@@ -114,7 +126,15 @@ class Planner:
         """A frame was coded."""
         with self._lock:
             self._encode[point].observe(duration_s)
-            self._bytes[point] += (payload_bytes - self._bytes[point]) / 4
+            if point.cut is None or point.quality is None:
+                self._picture_bytes += (payload_bytes - self._picture_bytes) / 4
+            else:
+                self._sizes[point.cut] = self._sizes[point.cut].after(point.quality, payload_bytes)
+
+    def payload_bytes(self, cut: str) -> list[float]:
+        """What the next frame will probably take at each quality of a cut."""
+        with self._lock:
+            return self._sizes[cut].expected()
 
     def exit_took(self, cut: str, duration_s: float, *, sent: bool | None = None) -> None:
         """An early exit has run.
@@ -185,8 +205,20 @@ class Planner:
             return LOCAL
         return next((early.point(cut) for cut, early in self._exits.items() if self._exit_answers), None)
 
+    def _within(self, point: Point, cap_bytes: int | None) -> Point:
+        """The point, or its cut's highest quality below it that will probably keep the cap."""
+        if cap_bytes is None or point.mode != "split" or point.cut is None or point.quality is None:
+            return point
+        fitting = highest_fitting(self._sizes[point.cut].expected()[: point.quality + 1], cap_bytes)
+        return replace(point, quality=fitting or 0)
+
+    def _payload_bytes(self, point: Point) -> float:
+        if point.cut is None or point.quality is None:
+            return self._picture_bytes
+        return self._sizes[point.cut].expected()[point.quality]
+
     def _sent(self, point: Point, oldest_s: float) -> Candidate:
-        sent = frame_wire_bytes(self._bytes[point])
+        sent = frame_wire_bytes(self._payload_bytes(point))
         head, encode = self._head.get(point.cut, Duration()), self._encode[point]
         server = self._server[point.cut]
         link_s = self.link.expected_s(sent)

@@ -11,10 +11,19 @@ from dataclasses import dataclass, field, replace
 from ..runtime.answer import Array, Reply, TailAnswer, Wanted
 from ..runtime.bundle import Bundle
 from ..runtime.early_exit import EarlyAnswer, EarlyExit
-from ..runtime.errors import BundleMismatchError, DrainingError, InternalError, LinkError, NarrowsError, ShapeError
+from ..runtime.errors import (
+    BundleMismatchError,
+    DrainingError,
+    FrameTooLargeError,
+    InternalError,
+    LinkError,
+    NarrowsError,
+    ShapeError,
+)
 from ..runtime.frame import Frame, FrameCodec
 from ..runtime.halves import Features, Final, Head
 from ..runtime.point import LOCAL, Point
+from ..runtime.rate import step_down, within_cap
 from ..runtime.session import SessionOptions, graph_errors
 from .fallback import Fallback
 from .inputs import Input
@@ -30,7 +39,7 @@ from .uplink import Parcel, Uplink
 
 log = logging.getLogger(__name__)
 
-_FORGIVEN = (LinkError, DrainingError, InternalError, BundleMismatchError)
+_FORGIVEN = (LinkError, DrainingError, InternalError, BundleMismatchError, FrameTooLargeError)
 """What an answer on the device makes up for; any other error is the frame's own."""
 _LATE_S = 0.02
 """How late a fallback may be begun without being late: a thread's waking up on a busy board."""
@@ -151,12 +160,15 @@ class Stages:
         """Code the symbols and hand the frame over.
 
         Raises:
-            FrameTooLargeError: the payloads are more than any server takes.
+            FrameTooLargeError: the payloads are over the cap even at the lowest quality, and nothing here answers
+                instead.
         """
-        if journey.point.mode == "offload":
-            journey.parcel = self._picture(journey, journey.point)
-        else:
-            journey.parcel = self._parcel(journey, journey.point, journey.features)
+        try:
+            journey.parcel = self._within_cap(journey)
+        except FrameTooLargeError:
+            if self._rescued(journey):
+                return
+            raise
         if self.fallback is not None and journey.deadline is not None:
             self.fallback.guard(journey, journey.deadline)
         self.uplink.send(journey.parcel)
@@ -180,7 +192,37 @@ class Stages:
 
     def _choose(self, journey: Journey) -> Choice:
         deadline_s = None if journey.deadline is None else journey.deadline - journey.began
-        return self.planner.choose(journey.point, deadline_s, self.uplink.down_s(), self.uplink.oldest_s())
+        down_s, oldest_s = self.uplink.down_s(), self.uplink.oldest_s()
+        return self.planner.choose(journey.point, deadline_s, down_s, oldest_s, self._cap_bytes())
+
+    def _cap_bytes(self) -> int | None:
+        """Most bytes of a frame's payloads: the operator's cap or the server's, whichever is less."""
+        caps = [cap for cap in (self.options.max_payload_bytes, self.uplink.max_frame_bytes) if cap is not None]
+        return min(caps, default=None)
+
+    def _within_cap(self, journey: Journey) -> Parcel:
+        """The frame as it is sent: at a lower quality than was chosen where its payloads are over the cap.
+
+        Raises:
+            FrameTooLargeError: they are at any quality.
+        """
+        while True:
+            cap_bytes, point = self._cap_bytes(), journey.point
+            if point.mode == "offload":
+                parcel = self._picture(journey, point)
+                within_cap(parcel.frame.payload_bytes, cap_bytes)
+                return parcel
+            parcel = self._parcel(journey, point, journey.features)
+            payload_bytes = parcel.frame.payload_bytes
+            if cap_bytes is None or payload_bytes <= cap_bytes or point.cut is None or point.quality is None:
+                return parcel
+            lower = step_down(point.quality, payload_bytes, cap_bytes, self.planner.payload_bytes(point.cut))
+            if lower is None and point.quality > 0:
+                lower = 0  # an expectation alone refuses no frame
+            if lower is None:
+                within_cap(payload_bytes, cap_bytes)
+            journey.point = replace(point, quality=lower)
+            journey.features = self._head(journey, journey.point)
 
     def _head(self, journey: Journey, point: Point) -> Features:
         assert point.cut is not None

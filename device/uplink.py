@@ -160,6 +160,7 @@ class Uplink:
         self._stream: _Stream | None = None
         self._ids = itertools.count(1)
         self._patience_s = self._options.stall_s
+        self._max_frame_bytes: int | None = None
         self._down_since: float | None = time.monotonic()
         self._last_error: NarrowsError | None = None
         self._wake_at = float("inf")
@@ -230,6 +231,11 @@ class Uplink:
         if self._down_since is not None and time.monotonic() - self._down_since > self._options.timeout_s:
             return self._unavailable()
         return None
+
+    @property
+    def max_frame_bytes(self) -> int | None:
+        """The server's cap on a frame's payloads; None while none has been heard."""
+        return self._max_frame_bytes
 
     def _unavailable(self) -> NarrowsError:
         where = " or ".join(self._servers)
@@ -351,6 +357,7 @@ class Uplink:
             raise ServerUnavailableError(f"{stream.conversation.target} said welcome twice")
         stream.welcome = welcome
         self.coder = welcome.coder
+        self._max_frame_bytes = welcome.max_frame_bytes
         self._down_since = None
         self._last_error = None
         self.counters.connections += 1

@@ -13,6 +13,7 @@ from .node_times import Survey, survey
 from .points import CutPoint, CutTensor
 from .preprocess import parse as parse_preprocess
 from .quantise import Quantiser
+from .whole import add_whole
 
 __all__ = [
     "CutPoint",
@@ -20,6 +21,7 @@ __all__ = [
     "Model",
     "Quantiser",
     "Survey",
+    "add_whole",
     "can_merge",
     "cut_model",
     "list_cuts",

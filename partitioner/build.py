@@ -260,7 +260,10 @@ def _crossing_tensor(crossing: Crossing, graph: Graph, levels: tuple[int, ...]) 
         axis -= 1
     info = TensorInfo(crossing.symbols_dtype, crossing.info.dims)
     spec = spec_of(crossing.symbols, info, graph.batched)
-    return CrossingTensor(crossing.tensor, spec, levels if table is not None else (), axis)
+    if table is None:
+        # What a model quantises itself has an alphabet, too, and is coded by it.
+        levels = (256,) * max(1, len(levels)) if spec.dtype == "uint8" else ()
+    return CrossingTensor(crossing.tensor, spec, levels, axis)
 
 
 def _info(graph: Graph, name: str, example: Array) -> TensorInfo:

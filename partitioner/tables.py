@@ -38,12 +38,12 @@ def write_tables(
         plan: the cut and its calibration frames.
         head: the head as it will be deployed.
         crossing: the tensors of the cut.
-        quality_input: name of the head's quality input; None where nothing is quantised.
+        quality_input: name of the head's quality input; None where the model alone quantises.
         writer: of the bundle.
         tell: told of every quality.
     """
     chosen = [t for t in crossing if t.quantised and None not in t.symbols.shape and 0 not in t.symbols.shape]
-    if not chosen or not plan.calibrated or quality_input is None:
+    if not chosen or not plan.calibrated:
         return tuple(crossing)
     refs: dict[str, list[TableRef]] = {tensor.name: [] for tensor in chosen}
     largest = max(plan.graph.elements(tensor.name) for tensor in chosen)
@@ -51,7 +51,7 @@ def write_tables(
     count = len(chosen[0].levels)
     with writer.add(TABLES, Half.DEVICE, Half.SERVER).open("wb") as stream:
         for quality in range(count):
-            made = list(_symbols(plan, head, frames, {quality_input: quality}))
+            made = list(_symbols(plan, head, frames, {} if quality_input is None else {quality_input: quality}))
             for tensor in chosen:
                 samples = [symbols[tensor.symbols.name] for symbols in made]
                 spec = SymbolSpec(samples[0].shape, samples[0].dtype, tensor.levels[quality], tensor.channel_axis)

@@ -31,6 +31,7 @@ _INSTALL = {
     "timm": "pip install timm",
     "transformers": "pip install transformers",
     "safetensors": "pip install safetensors",
+    "onnx2torch": "pip install 'narrows[train]'",
 }
 _SIDE = 224
 _TOKENS = 16
@@ -70,13 +71,13 @@ def module_from(source: Any, weights: str | Path | None) -> Module:
         made = _with_example(source, type(source).__name__)
         _load_weights(made.module, weights)
         return made
-    library, _, name = str(source).partition(":")
+    where, _, name = str(source).partition(":")
     makers: dict[str, Callable[[str, str | Path | None], Module]] = {
         "torchvision": _torchvision,
         "timm": _timm,
         "hf": _hugging_face,
     }
-    return makers[library](name, weights) if library in makers else _own(library, name, weights)
+    return makers[where](name, weights) if where in makers else _own(where, name, weights)
 
 
 class _Folder:
@@ -121,7 +122,7 @@ def export(source: Any, name: str) -> Model:
 
 def _export(made: Module, path: Path) -> None:
     """the exporter on torch.export"""
-    torch = _library("torch")
+    torch = library("torch")
     dims = {0: torch.export.Dim("batch")} | {axis: torch.export.Dim(n) for axis, n in made.open_axes.items()}
     with torch.no_grad():
         torch.onnx.export(
@@ -138,7 +139,7 @@ def _export(made: Module, path: Path) -> None:
 
 def _trace(made: Module, path: Path) -> None:
     """the exporter that traces"""
-    torch = _library("torch")
+    torch = library("torch")
     axes = {0: "batch"} | made.open_axes
     with torch.no_grad():
         torch.onnx.export(
@@ -152,7 +153,7 @@ def _trace(made: Module, path: Path) -> None:
 
 
 def _with_example(source: Any, name: str) -> Module:
-    torch = _library("torch")
+    torch = library("torch")
     module, example = source if isinstance(source, tuple) and len(source) == 2 else (source, None)
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{name}: a torch.nn.Module was expected, {type(module).__name__} came")
@@ -164,7 +165,7 @@ def _with_example(source: Any, name: str) -> Module:
 
 
 def _torchvision(name: str, weights: str | Path | None) -> Module:
-    torch, models = _library("torch"), _library("torchvision").models
+    torch, models = library("torch"), library("torchvision").models
     if name not in models.list_models():
         raise ModelError(f"torchvision has no model {name!r}; {_near(name, models.list_models())}")
     own = models.get_model_weights(name).DEFAULT
@@ -181,7 +182,7 @@ def _unfinished(name: str, weights: str | Path | None) -> dict[str, Any]:
 
 
 def _timm(name: str, weights: str | Path | None) -> Module:
-    torch, timm = _library("torch"), _library("timm")
+    torch, timm = library("torch"), library("timm")
     if not timm.is_model(name.split(".", maxsplit=1)[0]):
         raise ModelError(f"timm has no model {name!r}; {_near(name, timm.list_models())}")
     torch.manual_seed(0)
@@ -193,7 +194,7 @@ def _timm(name: str, weights: str | Path | None) -> Module:
 
 def _hugging_face(path: str, weights: str | Path | None) -> Module:
     """A folder with `config.json`; the class is the one that the configuration names."""
-    torch, transformers = _library("torch"), _library("transformers")
+    torch, transformers = library("torch"), library("transformers")
     if not (Path(path) / "config.json").is_file():
         raise ModelError(f"hf:{path}: no folder with a config.json; models are taken from disk only")
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
@@ -262,10 +263,10 @@ def _load_weights(module: Any, weights: str | Path | None) -> None:
     path = Path(weights)
     try:
         if path.suffix == ".safetensors":
-            state = _library("safetensors.torch").load_file(path)
+            state = library("safetensors.torch").load_file(path)
         else:
             # Without code: a state dict comes from strangers, and a full pickle runs what it says.
-            state = _library("torch").load(path, map_location="cpu", weights_only=True)
+            state = library("torch").load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(state.get("state_dict", state) if isinstance(state, dict) else state)
     except FileNotFoundError:
         raise UsageError(f"--weights: {path}: no such file") from None
@@ -273,7 +274,12 @@ def _load_weights(module: Any, weights: str | Path | None) -> None:
         raise UsageError(f"--weights: {path} does not fit this model ({first_line(error)})") from None
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """Import a library that an extra brings.
+
+    Raises:
+        MissingDependencyError: it is not there, or does not load; how to install it.
+    """
     try:
         return importlib.import_module(name)
     # A torchvision built for another torch fails with RuntimeError, a missing shared library with OSError.

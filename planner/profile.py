@@ -204,7 +204,7 @@ class Profile:
     served_by: str = ""
     """The running server that tails, decoding and `server_whole` were measured on; this machine where it is empty."""
     server_whole: Whole | None = None
-    """The uncut model on that server."""
+    """The uncut model on that server; without figures where no server holds it, None for the same as `whole`."""
     encodings: tuple[Encoding, ...] = ()
     transport: Transport | None = None
     power: Power | None = None

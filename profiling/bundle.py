@@ -25,6 +25,9 @@ from .serving import with_server
 from .stopwatch import repeat
 from .whole import WholeMeter
 
+_AT_ONCE = 2
+"""Processes whose memory is measured at the same time: a board has little of it."""
+
 
 def open_bundle(path: str | os.PathLike[str], *, on_device: bool = False) -> Bundle:
     """A bundle with both halves, or with the device's alone where the server's is not there or not wanted.
@@ -96,6 +99,9 @@ class _Session:
         cuts = list(self._cuts(watch))
         encodings = tuple(self.whole.encodings(self.tell, own=self.own)) if self.whole is not None else ()
         whole = Whole() if self.whole is None else self.whole.profile(energy_j=self._energy(self.whole.once_ms))
+        if whole.accuracy is None:
+            whole = replace(whole, accuracy=bundle.manifest.accuracy)
+        on_device, on_server = self._carriers()
         watch.check()
         if not self.own:
             self.notes.append("no pictures were given: sizes and agreement are those of the bundle's calibration data")
@@ -109,12 +115,21 @@ class _Session:
             machine=machine(self.options.name, self.options.session),
             frames=len(self.frames) if self.own else 0,
             cuts=tuple(cuts),
-            whole=whole,
+            whole=whole if on_device else Whole(accuracy=whole.accuracy),
+            server_whole=whole if on_server else Whole(),
             encodings=encodings,
             power=Power(mean_w, idle, self.meter.name) if self.meter is not None and self.watts else None,
             notes=(*watch.notes, *self.notes),
         )
         return with_server(self._memory(profile), self.bundles, self.frames, self.options, self.tell)
+
+    def _carriers(self) -> tuple[bool, bool]:
+        """Whether device and server get the whole model by this bundle: what they lack is no operating point."""
+        if self.whole is None:
+            return False, False
+        manifest = self.whole.bundle.manifest
+        halves = manifest.files[str(manifest.local)].halves
+        return Half.DEVICE in halves, Half.SERVER in halves and not self.options.on_device
 
     def _watch(self) -> Watch:
         """What is run again and again to see whether the machine keeps its speed."""
@@ -149,7 +164,7 @@ class _Session:
             return profile
         names, graphs = [None, *self.graphs], [self._local, *self.graphs.values()]
         measure = partial(peak_memory_bytes, options=self.options.session)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
             found = dict(zip(names, pool.map(lambda graph: graph and measure(graph), graphs), strict=True))
         return replace(
             profile,

@@ -23,7 +23,7 @@ from .stopwatch import Stopwatch, repeat
 
 _GAIN = 0.9
 _PATIENCE = 2
-_BATCH_S = 0.4
+_BATCH_S = 0.15
 """Spent on one batch size, at most."""
 
 
@@ -145,7 +145,7 @@ class CutMeter:
             max_deviation=found.max_deviation if compared else said.max_deviation,
             mean_deviation=found.mean_deviation if compared else said.mean_deviation,
             agreement=found.agreement(self.bundle.manifest) if compared else said.agreement,
-            accuracy=found.accuracy if compared else None,
+            accuracy=found.accuracy if compared and found.accuracy is not None else said.accuracy,
         )
 
     def _batches(self) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from ..runtime.errors import ModelError, NothingToCutError, UsageError
 from ..runtime.manifest import Half, Preprocess
 from .bundle import profile_bundles
 from .options import ProfileOptions, Progress, quietly
+
+_AT_ONCE = 2
+"""Cuts that are made at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,28 +95,36 @@ def _cut(
     Raises:
         NothingToCutError: none can.
     """
-    bundles: list[Bundle] = []
-    notes: list[str] = []
-    for number, name in enumerate(names):
+
+    def cut(number: int, *, whole: bool) -> Bundle | ModelError:
         try:
-            bundle = cut_model(
+            return cut_model(
                 model,
-                name,
+                names[number],
                 output=folder / f"cut{number}",
                 calibrate=options.images,
                 preprocess=preprocess,
-                whole=() if bundles else tuple(Half),
+                whole=tuple(Half) if whole else (),
                 name=model.name,
                 frames=cutting.frames,
             )
         except ModelError as error:
-            notes.append(f"cut {name} was left out: {error}")
-            continue
-        if bundles and not can_merge([bundles[0], bundle]):
-            notes.append(f"cut {name} was left out: its parts do not take batches as those of other cuts do")
-        else:
-            bundles.append(bundle)
-        tell("cutting", number + 1, len(names))
+            return error
+
+    bundles: list[Bundle] = []
+    notes: list[str] = []
+    # Most of the time goes into the coder's tables, which take one core.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for number, made in enumerate(pool.map(lambda number: cut(number, whole=number == 0), range(len(names)))):
+            if isinstance(made, Bundle) and not bundles and made.manifest.local is None:
+                made = cut(number, whole=True)  # noqa: PLW2901 - those before it could not be made
+            if isinstance(made, ModelError):
+                notes.append(f"cut {names[number]} was left out: {made}")
+            elif bundles and not can_merge([bundles[0], made]):
+                notes.append(f"cut {names[number]} was left out: its parts do not take batches as those of others do")
+            else:
+                bundles.append(made)
+            tell("cutting", number + 1, len(names))
     if not bundles:
         raise NothingToCutError(f"{model.name}: none of the best cuts can be made; {notes[-1]}")
     return bundles, notes

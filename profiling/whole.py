@@ -18,7 +18,7 @@ from .frames import Frame
 from .options import ProfileOptions, Progress
 from .stopwatch import Stopwatch
 
-_ENCODING_S = 0.3
+_ENCODING_S = 0.15
 """Spent on an encoding beyond the first round, at most."""
 
 

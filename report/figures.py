@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..planner.choose import Constraints, Objective, best_of
@@ -133,7 +133,7 @@ def group(point: Point) -> str:
     """What a point shares with its neighbours: its cut, or its way."""
     if point.mode == "split":
         return point.cut or ""
-    return "local" if point == LOCAL else f"offload as {'JPEG' if point.format == 'jpeg' else 'WebP'}"
+    return str(replace(point, quality=None)).removesuffix(" None") if point.mode == "offload" else str(point)
 
 
 def points(situation: Situation) -> Iterator[PointParts]:

@@ -60,11 +60,14 @@ function listen() {
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; soon(); } });
 }
-let waiting = false;
+// While a slider is dragged the answer and its bars follow; the rest is drawn when it rests.
+let waiting = false, resting = 0;
 function soon() {
+  clearTimeout(resting);
+  resting = setTimeout(showRest, 120);
   if (waiting) return;
   waiting = true;
-  requestAnimationFrame(() => { waiting = false; show(); });
+  requestAnimationFrame(() => { waiting = false; showAnswers(); });
 }
 
 // The answer in words.
@@ -73,7 +76,8 @@ function showAnswer(all, { best, misses }) {
   el("sliders").className = missed.length ? "missed" : "";
   el("verdict").dataset.point = name;
   const lead = missed.length ? "Nothing keeps the bounds. The nearest miss: " : best.point.mode === "split" ? "" : "Do not split: ";
-  el("verdict").textContent = `${lead}${name}, ${ms(best.latency)} ms`;
+  const said = `${lead}${name}, ${ms(best.latency)} ms`;
+  el("verdict").textContent = said[0].toUpperCase() + said.slice(1);
   const words = missed.map(([what, factor]) => `${what} at ${factor.toFixed(2)}× its bound`);
   if (best.bytes) words.push(bytes(best.bytes) + " a frame");
   if (best.drop !== null && best.point.mode !== "local") words.push(`${best.drop.toFixed(1)} points of accuracy ${model.measured_accuracy ? "lost" : "lost at most"}`);
@@ -103,7 +107,11 @@ function legend(id, entries) {
     return item;
   }));
 }
-const draw = (id, traces, more) => Plotly.react(el(id), traces, layout(more), { displayModeBar: false, responsive: true });
+// The size is said outright: left to itself, Plotly takes a box's height for its own whenever the window changes.
+function draw(id, traces, more) {
+  el(id).style.height = more.height + "px";
+  Plotly.react(el(id), traces, layout({ width: el(id).clientWidth, ...more }), { displayModeBar: false });
+}
 
 // Of each cut, and of each other way, the best point under the bounds; by the work before the cut.
 function leaders(all) {
@@ -176,10 +184,10 @@ function showRate(all, best) {
   legend("rate-legend", names.map(name => [name, colours.get(name)]));
 }
 
-const MAP = { columns: 41, rows: 25 };
+const MAP = { columns: 41, rows: 31, slowest: -6, fastest: 4 };
 function showMap() {
   const colours = groupColours(), names = [...colours.keys()];
-  const across = Array.from({ length: MAP.columns }, (_, i) => -1 + 4 * i / (MAP.columns - 1)), up = Array.from({ length: MAP.rows }, (_, i) => -4 + 8 * i / (MAP.rows - 1));
+  const across = Array.from({ length: MAP.columns }, (_, i) => -1 + 4 * i / (MAP.columns - 1)), up = Array.from({ length: MAP.rows }, (_, i) => MAP.slowest + (MAP.fastest - MAP.slowest) * i / (MAP.rows - 1));
   const cells = up.map(speed => across.map(power => choose({ ...state, bps: 1e6 * 10 ** power, device: 2 ** -speed }).best));
   const seen = new Set(cells.flat().map(one => one.point.group));
   const steps = names.flatMap((name, i) => [[i / names.length, colours.get(name)], [(i + 1) / names.length, colours.get(name)]]);
@@ -187,10 +195,10 @@ function showMap() {
     text: cells.map(row => row.map(one => `${plain(one.point.label)}<br>${ms(one.latency)} ms`)), hovertemplate: "%{text}<extra></extra>" };
   const here = { type: "scatter", mode: "markers", x: [Math.log10(state.bps / 1e6)], y: [-Math.log2(state.device)], marker: { symbol: "x-thin", size: 16, line: { width: 4, color: "#fff" } }, hoverinfo: "skip", showlegend: false };
   const above = { ...here, marker: { symbol: "x-thin", size: 16, line: { width: 2, color: "#000" } } };
-  const powers = [-1, 0, 1, 2, 3], speeds = narrow() ? [-4, -2, 0, 2, 4] : [-4, -3, -2, -1, 0, 1, 2, 3, 4];
+  const powers = [-1, 0, 1, 2, 3], speeds = narrow() ? [-6, -4, -2, 0, 2, 4] : [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4];
   draw("map", [map, here, above], { height: 360,
     xaxis: { title: { text: "Mbit/s" }, tickvals: powers, ticktext: powers.map(p => p === 3 ? "1k" : String(10 ** p)), range: [-1.05, 3.05], showgrid: false, zeroline: false },
-    yaxis: { title: { text: "speed of the device" }, tickvals: speeds, ticktext: speeds.map(s => s < 0 ? `÷${2 ** -s}` : s ? `×${2 ** s}` : "1"), range: [-4.17, 4.17], showgrid: false, zeroline: false } });
+    yaxis: { title: { text: "speed of the device" }, tickvals: speeds, ticktext: speeds.map(s => s < 0 ? `÷${2 ** -s}` : s ? `×${2 ** s}` : "1"), range: [MAP.slowest - .17, MAP.fastest + .17], showgrid: false, zeroline: false } });
   legend("map-legend", names.filter(name => seen.has(name)).map(name => [name, colours.get(name)]));
 }
 
@@ -233,9 +241,13 @@ function showAudit(audit) {
   el("examples").replaceChildren(columns);
 }
 
-function show() {
-  const all = predictions(), answer = narrows.best(all, state.bounds, state.objective), rows = leaders(all);
-  showControls(); showAnswer(all, answer); showLatency(rows, answer.best); showNarrow(answer.best); showRate(all, answer.best); showMap(); showTable(all, answer.best);
+function showAnswers() {
+  const all = predictions(), answer = narrows.best(all, state.bounds, state.objective);
+  showControls(); showAnswer(all, answer); showLatency(leaders(all), answer.best);
+}
+function showRest() {
+  const all = predictions(), { best } = narrows.best(all, state.bounds, state.objective);
+  showNarrow(best); showRate(all, best); showMap(); showTable(all, best);
 }
 
 document.querySelector("h1").textContent = model.title;
@@ -248,5 +260,5 @@ if (model.points) {
   el("load").max = model.loads.length - 1;
   el("objective").replaceChildren(...Object.keys(narrows.COSTS).map(name => make("option", name)));
   el("fidelity-said").textContent = model.measured_accuracy ? "Share of right answers on the pictures that were given." : "Share of pictures on which the split has the whole model's best class.";
-  planned(); listen(); show();
+  planned(); listen(); showAnswers(); showRest();
 }

@@ -29,8 +29,8 @@ _PARTS: dict[str, tuple[str, Callable[[Prediction], float]]] = {
 }
 _GROUPS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#b8a400", "#66a61e", "#a6761d")
 _LOCAL = "#6d7b84"
-_MAP_RATES_BPS = np.logspace(5, 9, 49)
-_MAP_SPEEDS = np.logspace(-4, 4, 33, base=2.0)
+_MAP_RATES_BPS = np.logspace(5, 9, 33)
+_MAP_SPEEDS = np.logspace(-6, 4, 31, base=2.0)
 
 
 def write_pictures(folder: Path, situation: Situation) -> list[Path]:

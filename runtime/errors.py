@@ -127,15 +127,15 @@ class GoldenError(BundleError):
 
 
 class PlanError(NarrowsError):
-    code, exit_code, grpc_status = "plan", 60, "FAILED_PRECONDITION"
+    code, exit_code, grpc_status = "plan", 67, "FAILED_PRECONDITION"
 
 
 class ProfileError(PlanError):
-    code, exit_code = "profile", 61
+    code, exit_code = "profile", 68
 
 
 class NothingPlannedError(PlanError):
-    code, exit_code = "nothing-planned", 62
+    code, exit_code = "nothing-planned", 69
 
 
 class SourceError(NarrowsError):

@@ -152,6 +152,8 @@ class FrameCodec:
     def __post_init__(self) -> None:
         # A bound coder holds parsed tables, so it is kept; not without bound, since open shapes come from strangers.
         object.__setattr__(self, "_bound", lru_cache(_BOUND_CODERS)(self._bind))
+        # A table serves every shape: it is read once, and there are as many as the bundle itself says.
+        object.__setattr__(self, "_table", lru_cache(None)(self._read_table))
 
     @property
     def cut(self) -> Cut:
@@ -233,7 +235,10 @@ class FrameCodec:
             levels=tensor.levels[quality] if tensor.levels else None,
             channel_axis=tensor.channel_axis,
         )
-        return by_label(coder).bind(spec, self.bundle.table(tensor, quality, coder))
+        return by_label(coder).bind(spec, self._table(index, quality, coder))  # type: ignore[attr-defined]
+
+    def _read_table(self, index: int, quality: int, coder: str) -> bytes | None:
+        return self.bundle.table(self.cut.crossing[index], quality, coder)
 
     def _shape(self, tensor: CrossingTensor, sent: tuple[int, ...]) -> tuple[int, ...]:
         """The shape to decode to: the bundle's own, with the open dimensions as sent."""

@@ -64,7 +64,8 @@ class CrossingTensor:
     symbols: TensorSpec
     """What the head puts out and the tail takes in: `uint8` or `uint16` symbols, or the tensor as it is."""
     levels: tuple[Annotated[int, msgspec.Meta(ge=1, le=1 << 16)], ...] = ()
-    """Size of the alphabet at each quality. Empty for a tensor that crosses as it is."""
+    """Size of the alphabet at each quality, the same at all where the model itself makes the symbols. Empty for a
+    tensor of other values, which crosses as it is."""
     channel_axis: Count | None = None
     """Axis of `symbols.shape` that the quantiser steps run along; None for one step per tensor."""
     tables: tuple[TableRef | None, ...] = ()

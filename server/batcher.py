@@ -19,7 +19,7 @@ from .cost import BatchCost
 from .engine import Engine
 from .fair_queue import FairQueue
 from .job import Finished, Job
-from .runner import BatchRunner, Shape
+from .runner import BatchRunner, Ready, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ class Batcher:
         self._capacity = self._affordable()
         self._filled = threading.Condition()
         self._closed = False
-        self._runner = BatchRunner(engine, shape, self.runs, self._observe)
+        self._running = 0
+        self._runner = BatchRunner(engine, shape, self._observe)
         # One thread more than runs: it decodes the next batch meanwhile.
         self._threads = [
             threading.Thread(target=self._work, name=f"{name} {number}", daemon=True) for number in range(self.runs + 1)
@@ -168,12 +169,44 @@ class Batcher:
             self._capacity = self._affordable()
 
     def _work(self) -> None:
-        while batch := self._take():
-            self._deliver(self._runner.compute(batch))
+        """Gather and decode while the graph is busy, and run what there is as soon as it is not."""
+        ready: list[Ready] = []
+        while True:
+            jobs, run = self._next(len(ready))
+            if jobs:
+                more, finished = self._runner.decode(jobs)
+                ready += more
+                if finished:
+                    self._deliver(finished)
+            elif run:
+                try:
+                    self._deliver(self._runner.run(ready))
+                finally:
+                    ready = []
+                    self._ran()
+            else:
+                return
 
-    def _take(self) -> list[Job]:
-        """The next batch; empty when the batcher is closed and all is done."""
+    def _next(self, held: int) -> tuple[list[Job], bool]:
+        """What a worker does next: jobs to decode, or a run of the `held` ones; neither when all is done.
+
+        A worker that finds the graph busy decodes what comes until its batch is full, so that the graph never waits
+        for a decoder, and what has gathered during one run is the next.
+        """
         with self._filled:
-            while not self._queue and not self._closed:
+            while True:
+                free = self._running < self.runs
+                room = self._cost.next_batch() - held
+                if self._queue and room > 0 and not (free and held):
+                    return self._queue.take(room), False
+                if held and free:
+                    self._running += 1
+                    return [], True
+                if self._closed and not held and not self._queue:
+                    return [], False
                 self._filled.wait()
-            return self._queue.take(self._cost.next_batch())
+
+    def _ran(self) -> None:
+        with self._filled:
+            self._running -= 1
+            self._filled.notify_all()

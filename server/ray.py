@@ -307,9 +307,9 @@ def serve_on_ray(
     except ImportError as error:
         raise MissingDependencyError(f"this needs Ray: pip install 'narrows[ray]' ({error})") from None
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     ray.init(address=ray_options.address or None, log_to_driver=False, configure_logging=False)
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which puts handlers of its own there
+        signal.signal(number, lambda *_: stop.set())
     names: Sequence[str] = ()
     try:
         names = deploy(options, ray_options)

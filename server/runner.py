@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ Shape = Callable[[Frame, Wanted, dict[str, Array], ServerTiming], Reply]
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
+class Ready:
     """A job whose frame has been decoded."""
 
     job: Job
@@ -42,52 +41,53 @@ class BatchRunner:
     Args:
         engine: the graph.
         shape: makes a reply of a frame's outputs.
-        runs: runs of the graph at the same time. A thread that finds them taken has decoded its batch by then, so
-            decoding one batch overlaps with running another.
         observe: told of every run that succeeded: its frames and its seconds.
     """
 
-    def __init__(self, engine: Engine, shape: Shape, runs: int, observe: Callable[[int, float], None]) -> None:
+    def __init__(self, engine: Engine, shape: Shape, observe: Callable[[int, float], None]) -> None:
         self._engine = engine
         self._shape = shape
-        self._slots = threading.Semaphore(runs)
         self._observe = observe
 
-    def compute(self, batch: list[Job]) -> Finished:
-        """Every job of the batch with its reply, in any order."""
+    def decode(self, jobs: list[Job]) -> tuple[list[Ready], Finished]:
+        """Jobs that can be run, and those that have ended already: damaged, or late."""
+        ready: list[Ready] = []
         finished: Finished = []
-        ready: list[_Ready] = []
-        for job in batch:
+        for job in jobs:
             try:
                 ready.append(self._prepare(job))
             except NarrowsError as error:
                 finished.append((job, Reply(job.frame.id, error=error)))
             except Exception:  # noqa: BLE001 - see _internal
                 finished.append((job, _internal(job)))
+        return ready, finished
+
+    def run(self, ready: list[Ready]) -> Finished:
+        """Every job of a batch with its reply, in any order."""
+        finished: Finished = []
         ready.sort(key=lambda one: one.prepared.shapes)
         for _, same in itertools.groupby(ready, key=lambda one: one.prepared.shapes):
             finished += self._run(list(same))
         return finished
 
-    def _prepare(self, job: Job) -> _Ready:
+    def _prepare(self, job: Job) -> Ready:
         start_s = time.monotonic()
         _check_deadline(job, start_s)
         if job.shared is None:
             prepared = self._engine.prepare(job.frame)
         else:
             prepared = job.shared.prepare(self._engine, job.frame)
-        return _Ready(job, prepared, start_s, time.monotonic())
+        return Ready(job, prepared, start_s, time.monotonic())
 
-    def _run(self, batch: list[_Ready]) -> Finished:
+    def _run(self, batch: list[Ready]) -> Finished:
         """Run frames of equal shapes together."""
-        with self._slots:
-            start_s = time.monotonic()
-            in_time = [one for one in batch if start_s < one.job.expires_s]
-            late = [one.job for one in batch if start_s >= one.job.expires_s]
-            finished = [(job, Reply(job.frame.id, error=_late(job, start_s))) for job in late]
-            return finished + (self._run_now(in_time, start_s) if in_time else [])
+        start_s = time.monotonic()
+        in_time = [one for one in batch if start_s < one.job.expires_s and not one.job.cancelled]
+        late = [one.job for one in batch if start_s >= one.job.expires_s]
+        finished = [(job, Reply(job.frame.id, error=_late(job, start_s))) for job in late]
+        return finished + (self._run_now(in_time, start_s) if in_time else [])
 
-    def _run_now(self, batch: list[_Ready], start_s: float) -> Finished:
+    def _run_now(self, batch: list[Ready], start_s: float) -> Finished:
         """Run together; where that fails, each alone, so that one fault stays with its frame."""
         try:
             outputs = self._engine.run([one.prepared for one in batch])
@@ -105,7 +105,7 @@ class BatchRunner:
                 return [(job, Reply(job.frame.id, error=error))]
             return [(job, _internal(job))]
 
-    def _reply(self, one: _Ready, outputs: dict[str, Array], start_s: float, tail_s: float, batch: int) -> Reply:
+    def _reply(self, one: Ready, outputs: dict[str, Array], start_s: float, tail_s: float, batch: int) -> Reply:
         queue_s = one.start_s - one.job.taken_s + start_s - one.end_s
         timing = ServerTiming(queue_s * 1e3, (one.end_s - one.start_s) * 1e3, tail_s * 1e3, batch)
         return self._shape(one.job.frame, one.job.wanted, outputs, timing)

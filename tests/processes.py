@@ -18,7 +18,7 @@ def narrows(*arguments: object) -> list[str]:
 @contextmanager
 def server_process(bundles: Path, *options: object, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A real server process, killed at the end if it still runs; yields it and its address."""
-    command = narrows("serve", bundles, "--port", port, "--threads", 1, "--json", *options)
+    command = narrows("serve", bundles, "--port", port, "--threads", 1, "--runs", 1, "--json", *options)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -308,7 +308,8 @@ def test_integers_cross_as_they_are(tmp_path: Path) -> None:
     assert list_cuts(tmp_path / "net.onnx")[0].name == "q"
     (cut,) = cut_model(tmp_path / "net.onnx", "q", output=tmp_path / "b", calibrate=frames()).manifest.cuts
     assert cut.crossing[0].symbols.dtype == "uint8"
-    assert not cut.crossing[0].quantised
+    assert set(cut.crossing[0].levels) == {256}, "the model's own symbols are coded as symbols"
+    assert [ref.coder for ref in cut.crossing[0].tables] == ["context/1"]
     assert cut.qualities[0].max_deviation == 0
 
 

@@ -55,6 +55,15 @@ def test_delays_are_one_way_unless_said_otherwise(board: Path) -> None:
     assert one_way[0]["plans"] == round_trip[0]["plans"]
 
 
+def test_json_has_no_infinity(board: Path) -> None:
+    def refuse(text: str) -> None:
+        raise AssertionError(text)
+
+    said = run("plan", board, "--link", "0ms", "--json", "--p99-ms", 500).output
+    (made,) = json.loads(said, parse_constant=refuse)
+    assert made["plans"][0]["link"]["bps"] is None
+
+
 def test_do_not_split(board: Path) -> None:
     assert "do not split" in run("plan", board, "--link", "20kbit,500ms").output
 

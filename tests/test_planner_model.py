@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from bundles import make_bundle
 from graphs import CHANNELS, SIDE, GraphBuilder, residual
 from material import model_path
 from narrows.device import Device
-from narrows.partitioner import cut_model, load, merge_bundles, survey
+from narrows.partitioner import add_whole, cut_model, load, merge_bundles, survey
 from narrows.partitioner.batch import with_batch
 from narrows.partitioner.graph import view
 from narrows.partitioner.node_times import time_nodes
@@ -132,6 +133,22 @@ def test_bundles_of_one_model_have_one_digest(saved: Path, data: Path, tmp_path:
         merge_bundles([one, one], tmp_path / "twice")
     with pytest.raises(UsageError, match="only bundles of one model"):
         merge_bundles([one, make_bundle(tmp_path / "tiny")], tmp_path / "mixed")
+
+
+def test_a_whole_model_is_added_to_a_bundle(saved: Path, data: Path, tmp_path: Path) -> None:
+    without = cut_model(str(saved), "r0", output=tmp_path / "without", calibrate=data)
+    proto = residual()
+    proto.graph.node[-1].output[0] = proto.graph.output[0].name = "answer"
+    onnx.save(proto, tmp_path / "teacher.onnx")
+    both = add_whole(without, str(tmp_path / "teacher.onnx"), tmp_path / "with")
+    made = profile_bundles([both], replace(QUICK, images=data))
+    assert made.whole.run is not None
+    assert made.cuts[0].qualities[-1].agreement == 1.0
+    assert (made.cuts[0].qualities[-1].max_deviation or 0.0) < 0.05
+    with pytest.raises(ModelError, match="answers with"):
+        b = GraphBuilder()
+        onnx.save(b.model([b.op("Relu", "x")]), tmp_path / "other.onnx")
+        add_whole(without, str(tmp_path / "other.onnx"), tmp_path / "never")
 
 
 def test_what_cannot_be_profiled(saved: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from narrows.profiling import ProfileOptions, open_bundle, profile_bundles
 from narrows.profiling.machine import Watch
 from narrows.profiling.serving import straight_line
 from narrows.profiling.stopwatch import Steady, Stopwatch, repeat, timing_of
-from narrows.runtime.bundle import Bundle
+from narrows.runtime.bundle import Bundle, BundleWriter
 from narrows.runtime.codec import labels
 from narrows.runtime.errors import BundleMismatchError, LinkError, SourceError, UsageError
 from narrows.runtime.frame import FrameCodec
@@ -107,6 +108,18 @@ def test_the_devices_half_alone(bundle: Bundle, tmp_path: Path) -> None:
     assert made.frames == 0
     assert made.cuts[0].qualities[0].agreement == bundle.manifest.cuts[0].qualities[0].agreement
     assert any("calibration data" in note for note in made.notes)
+
+
+@pytest.mark.parametrize(
+    ("half", "ways"), [(Half.DEVICE, {"split", "local"}), (Half.SERVER, {"split", "offload"})], ids=str
+)
+def test_who_lacks_the_whole_model_cannot_run_it(half: Half, ways: set[str], bundle: Bundle, tmp_path: Path) -> None:
+    with BundleWriter(tmp_path / "one") as writer:
+        for name, entry in bundle.manifest.files.items():
+            halves = (half,) if name == bundle.manifest.local else entry.halves
+            shutil.copy(bundle.file(name), writer.add(name, *halves))
+        one = writer.finish(bundle.manifest)
+    assert {p.point.mode for p in predict(profile_bundles([one], QUICK), None, Link(5e6, 0.04))} == ways
 
 
 def test_a_running_server_is_measured(bundle: Bundle, whole: Profile, images: Path) -> None:

@@ -56,10 +56,6 @@ class SettledCost(BatchCost):
         pass
 
 
-HELD = 2
-"""Frames that `Bench.hold` uses: one runs, one is decoded and waits for its run."""
-
-
 class Bench:
     """A batcher, and what it delivered."""
 
@@ -67,6 +63,8 @@ class Bench:
         self.engine = Doubler()
         self.replies: dict[int, Reply] = {}
         self._arrived = threading.Condition()
+        self.held = 1 + options.get("max_batch", 32)
+        """Frames that `hold` uses: one runs, a full batch is decoded and waits for its run."""
         self.batcher = Batcher(
             "bench",
             self.engine,
@@ -94,10 +92,11 @@ class Bench:
     def hold(self) -> None:
         """Keep both workers busy: what is submitted from now on is queued."""
         self.engine.gate.clear()
-        for i in range(HELD):
+        for i in range(self.held):
             self.batcher.submit(self.job(1_000_000 + i))
             assert self.engine.prepared.acquire(timeout=30)
-        assert self.engine.running.acquire(timeout=30)
+            if not i:
+                assert self.engine.running.acquire(timeout=30)
 
     def _deliver(self, finished) -> None:
         with self._arrived:
@@ -132,8 +131,8 @@ def test_what_is_queued_becomes_one_batch(bench) -> None:
     for i in range(10):
         one.batcher.submit(one.job(i, value=i))
     one.engine.gate.set()
-    one.wait(10 + HELD)
-    assert sorted(len(batch) for batch in one.engine.batches) == [1, 1, 2, 8]
+    one.wait(10 + one.held)
+    assert sorted(len(batch) for batch in one.engine.batches) == [1, 2, 8, 8]
     assert all(one.replies[i].outputs["twice"] == 2 * i for i in range(10))
     assert one.replies[3].timing.batch == 8
 
@@ -145,7 +144,7 @@ def test_one_bad_frame_fails_alone(bench, value: int, error: str, caplog) -> Non
     for i in range(5):
         one.batcher.submit(one.job(i, value=value if i == 2 else i))
     one.engine.gate.set()
-    one.wait(5 + HELD)
+    one.wait(5 + one.held)
     assert one.replies[2].error.code == error
     assert "on purpose" not in str(one.replies[2].error) or error == "checksum"
     assert all(one.replies[i].outputs["twice"] == 2 * i for i in (0, 1, 3, 4))
@@ -160,7 +159,7 @@ def test_frames_of_several_shapes_share_a_take_and_not_a_run(bench) -> None:
     for i in range(6):
         one.batcher.submit(one.job(i, value=i, length=1 + i % 2))
     one.engine.gate.set()
-    one.wait(6 + HELD)
+    one.wait(6 + one.held)
     assert [0, 2, 4] in one.engine.batches
     assert [1, 3, 5] in one.engine.batches
     assert all(one.replies[i].outputs["twice"] == 2 * i for i in range(6))
@@ -174,7 +173,7 @@ def test_a_frame_whose_deadline_has_passed_is_not_computed(bench) -> None:
     one.batcher.submit(late)
     one.batcher.submit(good)
     one.engine.gate.set()
-    one.wait(2 + HELD)
+    one.wait(2 + one.held)
     assert isinstance(one.replies[1].error, DeadlineError)
     assert one.replies[2].error is None
     assert [7] not in one.engine.batches
@@ -190,7 +189,7 @@ def test_cancelled_frames_leave_the_queue(bench) -> None:
     one.batcher.cancel(jobs[1])
     assert len(one.batcher) == 3
     one.engine.gate.set()
-    one.wait(3 + HELD)
+    one.wait(3 + one.held)
     assert 1 not in one.replies
 
 
@@ -214,7 +213,7 @@ def test_a_closed_batcher_finishes_and_takes_no_more(bench) -> None:
     one.batcher.submit(one.job(1))
     one.engine.gate.set()
     one.batcher.close()
-    assert set(one.replies) == {1, 1_000_000, 1_000_001}
+    assert set(one.replies) == {1, *range(1_000_000, 1_000_000 + one.held)}
     with pytest.raises(DrainingError):
         one.batcher.submit(one.job(2))
 
@@ -303,3 +302,16 @@ def test_frames_that_would_be_late_and_queues_that_are_too_long_are_refused_at_o
     with pytest.raises(OverloadedError):
         one.batcher.submit(one.job(30, client="first"))
     assert len(one.batcher) == 10, "a second's worth"
+
+
+def test_what_comes_during_a_run_is_decoded_then_and_runs_together(bench) -> None:
+    one = bench(max_batch=8)
+    one.engine.gate.clear()
+    for i in range(5):
+        one.batcher.submit(one.job(i, value=i))
+        assert one.engine.prepared.acquire(timeout=30)  # decoded at once, whatever runs
+        if not i:
+            assert one.engine.running.acquire(timeout=30)
+    one.engine.gate.set()
+    one.wait(5)
+    assert one.engine.batches == [[0], [1, 2, 3, 4]]

@@ -31,7 +31,10 @@ from narrows.server.ray import RayOptions, check, deploy, models_in
 from server_client import Frames, code_of, hello
 
 TOKENS = "everyone open\nother sesame somethingelse\n"
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own; ours are errors in every other test
+pytestmark = [
+    pytest.mark.timeout(400),  # processes by the dozen have to start
+    pytest.mark.filterwarnings("ignore"),  # Ray's own; ours are errors in every other test
+]
 needs_ray = pytest.mark.skipif(
     subprocess.run([sys.executable, "-c", "import ray.serve"], capture_output=True, check=False).returncode != 0,
     reason="needs Ray: pip install 'narrows[ray]'",
@@ -52,7 +55,7 @@ class Nodes:
 
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.workers = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
-        self.cluster.wait_for_nodes()
+        self.cluster.wait_for_nodes(timeout=120)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
 

@@ -47,7 +47,7 @@ def server(bundle: Bundle) -> Iterator[ServerThread]:
         bundle.root.parent,
         port=0,
         limits=Limits(max_frame_bytes=MAX_FRAME_BYTES, max_in_flight=MAX_IN_FLIGHT),
-        batch=BatchOptions(max_batch=4, queue=64),
+        batch=BatchOptions(runs=1, max_batch=4, queue=64),
         session=SessionOptions(threads=1),
     )
     with ServerThread(options) as thread:

@@ -56,6 +56,9 @@ class Pair:
     """The bottleneck to the teacher's features."""
     has_stem: bool = False
     """The encoder is a sequence whose first member comes from the teacher."""
+    even: bool = False
+    """The channels are alike in what an error in them does, as after an orthonormal transform: all begin with one step,
+    and those that vary little cost little. Otherwise each begins with a step of its own."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,7 @@ def design(teacher: Teacher, halves: Halves, options: TrainOptions, activation: 
     if stride & (stride - 1):
         raise UsageError(f"the stride is a power of two, not {stride}")
     large = teacher.params >= _LARGE_TEACHER
-    budget = Budget(
-        options.head_params or teacher.params // (_PARAMS_SHARE if large else _SMALL_PARAMS_SHARE),
-        options.head_macs or halves.front_macs // _MACS_SHARE,
-    )
+    budget = budget_of(teacher, halves, options)
     stem = _stem(teacher, halves, options, budget, stride)
     inner = options.decoder_width or min(_WIDEST_DECODER, max(_NARROWEST_DECODER, 2 * halves.features[0]))
     tried = [
@@ -142,6 +142,12 @@ def design(teacher: Teacher, halves: Halves, options: TrainOptions, activation: 
             f"and {macs:,}; raise --head-params or --head-macs, cut later, or do without a stem"
         )
     return max(fitting, key=lambda one: one.price)
+
+
+def budget_of(teacher: Teacher, halves: Halves, options: TrainOptions) -> Budget:
+    """What an encoder may cost, as asked for or by the teacher's size."""
+    share = _PARAMS_SHARE if teacher.params >= _LARGE_TEACHER else _SMALL_PARAMS_SHARE
+    return Budget(options.head_params or teacher.params // share, options.head_macs or halves.front_macs // _MACS_SHARE)
 
 
 def prices(teacher: Teacher, halves: Halves, pair: Pair) -> list[Price]:

@@ -60,7 +60,8 @@ def judge(teacher: Teacher, student: Student, part: Part, control: RateControl, 
             seen[q].append(student.quantiser.symbols(features, quality).cpu().numpy())
     sizes = [payload_bytes(np.concatenate(symbols), student.quantiser.levels) for symbols in seen]
     cost = [control.beta[q] * sizes[q] if student.prior is not None else 0.0 for q in range(count)]
-    return [Score(right[q] / len(rows), loss[q] / len(rows) + cost[q], sizes[q]) for q in range(count)]
+    # Plain numbers: a checkpoint holds nothing else.
+    return [Score(float(right[q] / len(rows)), float(loss[q] / len(rows) + cost[q]), sizes[q]) for q in range(count)]
 
 
 @torch.no_grad()

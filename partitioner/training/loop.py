@@ -47,6 +47,8 @@ _PRIOR_FASTER = 5.0
 _STEPS_FASTER = 10.0
 """Logarithms of steps move over several units, weights over tenths."""
 _CLIP_NORM = 5.0
+_KEPT_BYTES = 8 << 30
+"""Of the teacher's features and answers, with `views`; beyond, they are computed again each time."""
 
 
 def seeded(*parts: object) -> torch.Generator:
@@ -91,6 +93,8 @@ class Training:
             self.data.train, self.options.batch, self.options.augmentation, self.options.seed, workers=1
         )
         self._scales: list[float] = []
+        self._kept: dict[tuple[int, int], list[Tensor]] = {}
+        self._kept_bytes = 0
         self._optimiser: torch.optim.Optimizer | None = None
 
     def run(self) -> None:
@@ -149,10 +153,13 @@ class Training:
         assert self._optimiser is not None
         saved = time.monotonic()
         total = steps * epochs
-        for pictures, labels in self.batches.epoch(stage * 10_000 + epoch, self.position.step):
+        number = self._number(stage, epoch)
+        for pictures, labels in self.batches.epoch(number, self.position.step):
             step = self.position.step
             _set_rate(self._optimiser, self.options.rates[stage] * one_cycle(epoch * steps + step, total))
-            loss, parts = self._loss(stage, pictures, labels, seeded(self.options.seed, stage, epoch, step))
+            loss, parts = self._loss(
+                stage, (number, step), pictures, labels, seeded(self.options.seed, stage, epoch, step)
+            )
             if not math.isfinite(parts["loss"]):
                 self._refuse_nan(stage, epoch, step)
             self._optimiser.zero_grad(set_to_none=True)
@@ -168,16 +175,32 @@ class Training:
                 self._save()
                 saved = time.monotonic()
 
+    def _number(self, stage: int, epoch: int) -> int:
+        """The number by which batches know an epoch: views come round again."""
+        if self.options.views:
+            return (sum(self.options.epochs[:stage]) + epoch) % self.options.views
+        return stage * 10_000 + epoch
+
+    @torch.no_grad()
+    def _wanted(self, batch: tuple[int, int], x: Tensor) -> list[Tensor]:
+        """What the teacher makes of a batch: features at the cut, answer, taps."""
+        if (kept := self._kept.get(batch)) is not None:
+            return kept
+        features = self.halves.front(x)
+        made = [features, *self.halves.tail.tapped(features)]
+        if self.options.views and self._kept_bytes < _KEPT_BYTES:
+            self._kept[batch] = made
+            self._kept_bytes += sum(one.numel() * one.element_size() for one in made)
+        return made
+
     def _loss(
-        self, stage: int, pictures: Tensor, labels: Tensor, generator: torch.Generator
+        self, stage: int, batch: tuple[int, int], pictures: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         x = self._pictures(pictures)
         quality = draw_qualities(len(x), self.options.qualities, generator).to(x.device)
         lower = self.options.precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
-            with torch.no_grad():
-                features = self.halves.front(x)
-                wanted = self.halves.tail.tapped(features)
+            features, *wanted = self._wanted(batch, x)
             made = self.student.made(x, quality, generator)
         parts = self._parts(stage, made, [features, *wanted[1:]], wanted[0], labels.to(x.device))
         # Where the encoder is frozen the rate is what it is.

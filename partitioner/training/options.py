@@ -50,6 +50,10 @@ class TrainOptions:
     stem: str = AUTO
     """The module of the teacher up to which the encoder is the teacher's own; `none` for none. `auto`: as much as the
     budget has room for under a teacher of a million parameters or more, and else none."""
+    inherit: bool = False
+    """The encoder is the teacher's own first layers, kept as they are, and a projection onto principal components; the
+    decoder goes back and on with the teacher's next layers (`inherit.py`). It answers before anything is learned, so
+    few epochs are enough. Otherwise all but the stem begins from nothing."""
     decoder_width: int | None = None
     """Channels inside the decoder; twice those of the teacher's features, from 32 to 128, where None."""
     decoder_blocks: int = 2
@@ -91,6 +95,9 @@ class TrainOptions:
     precision: Precision = "float32"
     """`bfloat16` computes convolutions in it: for accelerators, and for processors that have it (AVX512-BF16, AMX).
     Quantiser, prior and losses stay float32, and so does everything that is measured."""
+    views: int = 0
+    """Augmented versions of each picture, which epochs meet in turn; what the teacher makes of them is kept in memory.
+    Where the teacher is half of the work, that is time for twice the epochs. 0: new versions all the time."""
     checkpoint_s: float = 60.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch besides."""
 
@@ -114,6 +121,8 @@ class TrainOptions:
             raise UsageError(f"{self.method} trains one rate; several need the method ladder")
         if self.method == "bottlefit" and self.target_bytes:
             raise UsageError("bottlefit has no rate term, so no target: say --levels and --channels instead")
+        if self.views < 0:
+            raise UsageError(f"views are 0 or more, not {self.views}")
         if min(self.epochs) < 0 or sum(self.epochs) < 1 or self.batch < 2 or min(self.rates) <= 0:
             raise UsageError("epochs are 0 or more with one in all, a batch has 2 or more, learning rates are above 0")
 

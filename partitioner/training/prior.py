@@ -16,7 +16,9 @@ from torch import nn
 Tensor = torch.Tensor
 
 _FILTERS = (3, 3, 3)
-_FIRST_WIDTH = 10.0
+_START_STEPS, _START_RATE, _START_VALUES = 200, 0.02, 1 << 15
+"""Of the descent that a prior begins with, and how many features it looks at."""
+_FIRST_WIDTH = 2.0
 """Of the distribution, in units of the features' scale, before it has learned anything."""
 _LEAST = 1e-9
 """Probability of a symbol below which the rate is not believed: it bounds the gradient."""
@@ -40,9 +42,28 @@ class FactorisedPrior(nn.Module):
             if i < len(_FILTERS):
                 self.factors.append(nn.Parameter(torch.zeros(channels, outputs, 1)))
 
-    def start(self, features: Tensor) -> None:
-        """Take the features' own scale as the unit."""
+    def start(self, features: Tensor, steps: Tensor) -> None:
+        """Learn the features of an encoder that has not learned yet.
+
+        A prior that begins far too wide prices symbols at several times their bytes, and who controls the rate by it
+        drives the encoder into silence before the prior has caught up.
+
+        Args:
+            features: `float32 [B, C, H, W]`.
+            steps: `float32 [qualities, C]`.
+        """
         self.scale.copy_(features.std(dim=(0, 2, 3)).clamp(min=1e-3)[:, None, None])
+        some = features.detach()[: max(1, _START_VALUES // features[0].numel())].cpu()
+        generator = torch.Generator().manual_seed(0)
+        optimiser = torch.optim.Adam(self.parameters(), lr=_START_RATE)
+        with torch.enable_grad():
+            for step in range(_START_STEPS):
+                widths = steps[step % len(steps)].detach()[None, :, None, None]
+                noise = torch.rand(some.shape, generator=generator) - 0.5
+                bits = self.bits(some.to(features.device) + noise.to(features.device) * widths, widths)
+                optimiser.zero_grad()
+                (bits.mean() / features[0].numel()).backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
 
     def bits(self, features: Tensor, steps: Tensor) -> Tensor:
         """Bits of each frame, `float32 [B]`.

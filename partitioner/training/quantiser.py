@@ -26,6 +26,10 @@ _FIRST_BITS = (1.5, 3.5)
 """A symbol, at the coarsest and at the finest quality, where no target says more."""
 _FIRST_EXTRA_BITS = 0.75
 """A symbol's bits above the target: what is learned first needs room, and the rate takes away what is not needed."""
+_FIRST_EXTRA_BYTES = 1.25
+"""Where one step serves all channels: what is learned first is how to use the bytes, not what is worth any."""
+_HALVINGS = 12
+"""Of the range in which a step is looked for."""
 _COARSEST = 2.5
 """First step at most, in standard deviations; beyond, everything is zero and nothing learns."""
 
@@ -53,16 +57,24 @@ class Quantiser(nn.Module):
         """Rungs of the ladder."""
         return int(self.log_steps.shape[0])
 
-    def start(self, features: Tensor, *, rated: bool, target_bytes: Sequence[float] = ()) -> None:
+    def start(self, features: Tensor, *, rated: bool, target_bytes: Sequence[float] = (), even: bool = False) -> None:
         """First steps, from the features of an untrained encoder.
 
         Args:
             features: `float32 [B, C, H, W]`.
             rated: the loss has a rate term, so that the alphabet has room and the step is free.
             target_bytes: of a frame at each quality, where that is known.
+            even: one step for all channels.
         """
         deviation = features.std(dim=(0, 2, 3)).clamp(min=1e-3)
-        if not rated:
+        if even:
+            deviation = deviation.max().expand_as(deviation)
+        if even and rated:
+            goals = [t * _FIRST_EXTRA_BYTES for t in target_bytes] or [
+                bits * features[0].numel() / 8 for bits in _even(_FIRST_BITS, self.qualities)
+            ]
+            shares = [_step_for(features, goal) / float(deviation[0]) for goal in goals]
+        elif not rated:
             shares = [2 * _CLIP_DEVIATIONS / (self.levels - 1)] * self.qualities
         else:
             each = [8 * target / features[0].numel() for target in target_bytes]
@@ -104,6 +116,19 @@ class Quantiser(nn.Module):
         steps = self.log_steps.detach().exp().cpu().numpy().astype(np.float32)
         zeros = np.full_like(steps, float(self.middle))
         return QuantiserTable((self.levels,) * self.qualities, _CHANNEL_AXIS, steps, zeros)
+
+
+def _step_for(features: Tensor, goal_bytes: float) -> float:
+    """The step at which a frame's symbols have an order-0 entropy of so many bytes, all channels having that step."""
+    low, high = (math.log(float(features.std()) * factor) for factor in (0.01, 30.0))
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        bits = 0.0
+        for channel in torch.round(features.transpose(0, 1).flatten(1) / math.exp(middle)):
+            share = torch.unique(channel, return_counts=True)[1] / channel.numel()
+            bits -= float((share * share.log2()).sum()) * channel.numel() / len(features)
+        low, high = (middle, high) if bits / 8 > goal_bytes else (low, middle)
+    return math.exp(high)
 
 
 def _even(ends: tuple[float, float], count: int) -> list[float]:

@@ -13,15 +13,18 @@ import torch
 from ...runtime.errors import UsageError
 from .data import ImageData
 from .design import Pair, Price, design, prices
+from .inherit import inherited
 from .loop import Progress, Training
 from .options import TrainOptions
-from .race import race_modules
+from .race import entrant, race
 from .record import Recorder, Silent
 from .student import Student
 from .teacher import Halves, Teacher, split_teacher
 
 logger = logging.getLogger(__name__)
 
+_COMPONENT_PICTURES = 512
+"""Whose principal components a pair that inherits begins with."""
 _GDN_ALLOWANCE = 1.1
 """Of the time that an encoder with ReLUs takes."""
 
@@ -74,7 +77,7 @@ def train(
     _check_classes(teacher, data)
     torch.manual_seed(options.seed)
     own = pair is not None
-    pair = pair or design(teacher, halves, options, choose_activation(teacher, halves, options)).make()
+    pair = pair or _pair(teacher, halves, data, options)
     table = tuple(prices(teacher, halves, pair))
     student = Student(pair, halves, options)
     for module in (teacher.module, halves.front, halves.tail, student):
@@ -102,10 +105,17 @@ def choose_activation(teacher: Teacher, halves: Halves, options: TrainOptions) -
     if not any(layer.gdn for layer in designs["gdn"].layers):
         return "relu"
     state = torch.get_rng_state()
-    taken = race_modules({name: made.make().encoder for name, made in designs.items()}, teacher.example)
+    taken = race({name: entrant(made.make().encoder, teacher.example) for name, made in designs.items()})
     torch.set_rng_state(state)
     logger.info("encoder with GDN %.3f ms, with ReLU %.3f ms", taken["gdn"], taken["relu"])
     return "gdn" if taken["gdn"] <= _GDN_ALLOWANCE * taken["relu"] else "relu"
+
+
+def _pair(teacher: Teacher, halves: Halves, data: ImageData, options: TrainOptions) -> Pair:
+    if options.inherit:
+        some = slice(None, None, max(1, len(data.train) // _COMPONENT_PICTURES))
+        return inherited(teacher, halves, options, data.train.pictures[some])
+    return design(teacher, halves, options, choose_activation(teacher, halves, options)).make()
 
 
 def _check_classes(teacher: Teacher, data: ImageData) -> None:

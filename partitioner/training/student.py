@@ -41,6 +41,7 @@ class Student(nn.Module):
         self.prior = FactorisedPrior(options.channels) if options.rated else None
         self.tail: Tail = copy.deepcopy(halves.tail)
         self.options = options
+        self.even = pair.even
         self.kept = ("tail.", *(["encoder.0."] if pair.has_stem else []))
         """Beginnings of the names of parameters that come from the teacher."""
 
@@ -50,9 +51,9 @@ class Student(nn.Module):
         self.eval()
         features = self.encoder(pictures)
         rated = self.prior is not None
-        self.quantiser.start(features, rated=rated, target_bytes=self.options.target_bytes)
+        self.quantiser.start(features, rated=rated, target_bytes=self.options.target_bytes, even=self.even)
         if self.prior is not None:
-            self.prior.start(features)
+            self.prior.start(features, self.quantiser.log_steps.exp())
 
     def made(self, pictures: Tensor, quality: Tensor, generator: torch.Generator) -> Made:
         """Run as in training."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,11 @@ from onnx import TensorProto, helper
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...runtime.errors import CutError, MissingDependencyError, ModelError, UnknownTensorError
+from ...runtime.errors import CutError, ModelError, UnknownTensorError
 from ...runtime.manifest import Preprocess
 from ..model import Model, first_line, nearest
 from ..preprocess import parse
-from ..torch_source import Module, module_from
+from ..torch_source import Module, library, module_from
 
 Tensor = torch.Tensor
 Pixels = NDArray[np.uint8]
@@ -219,6 +220,28 @@ def stems(teacher: Teacher, at: str) -> list[Stem]:
     return list(found.values())
 
 
+def between(first: Halves, last: str) -> nn.Module:
+    """A teacher's layers from one cut to another, as a copy.
+
+    Args:
+        first: taken apart at the former, with the latter as its tail's only tap.
+        last: name of the latter, for the message.
+
+    Raises:
+        CutError: the two are one place.
+    """
+    made: fx.GraphModule = copy.deepcopy(first.tail.body)  # type: ignore[assignment]
+    answer = next(node for node in made.graph.nodes if node.op == "output")
+    tap = answer.args[0][1]
+    if not isinstance(tap, fx.Node) or tap.op == "placeholder":
+        raise CutError(f"nothing lies between {first.at!r} and {last!r}")
+    answer.args = (tap,)
+    made.graph.eliminate_dead_code()
+    made.delete_all_unused_submodules()
+    made.recompile()
+    return made
+
+
 @dataclass(frozen=True)
 class _Seen:
     """A module, as it ran."""
@@ -385,10 +408,7 @@ def _from_onnx(path: Path) -> Module:
     """An ONNX classifier as a torch module."""
     from ..load import load
 
-    try:
-        import onnx2torch
-    except ImportError:
-        raise MissingDependencyError("an ONNX teacher needs onnx2torch: pip install 'narrows[train]'") from None
+    onnx2torch = library("onnx2torch")
     model = load(path)
     inputs = model.proto.graph.input
     dims = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []

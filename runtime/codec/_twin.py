@@ -7,6 +7,7 @@ that both share.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import Symbols
-from .model import CAUSAL, DIGIT, LANES, LUT_BITS, MEAN_BITS, ONE, PROBABILITY_BITS, WEIGHT_BITS
+from .model import CAUSAL, DIGIT, LANES, LUT_BITS, MEAN_BITS, ONE, PROBABILITY_BITS, STATES, WEIGHT_BITS
 
 _LOW = 1 << 16
+_SETTLING = 2
 _LUT_LAST = (1 << LUT_BITS) - 1
 Ints = NDArray[np.int64]
 
@@ -36,7 +38,7 @@ class _Model:
     refs: int
     subs: int
     states: int
-    slowest: int
+    adaptation: int
     first: int
 
     @property
@@ -80,12 +82,13 @@ class _Model:
 
     def mean(self, c: int, y: int, total: int) -> int:
         """The weighted mean of a channel's first `y` rows, whose symbols add up to `total`."""
-        mean = (total << MEAN_BITS) // (y * self.cols) if y else int(self.arrays[3][c]) << MEAN_BITS
+        inverse = (1 << 32) // (y * self.cols) if y else 0
+        mean = (total << MEAN_BITS) * inverse >> 32 if y else int(self.arrays[3][c]) << MEAN_BITS
         return (int(self.arrays[1][c, 4]) * mean) >> MEAN_BITS
 
     def places(self, c: int, planes: Ints) -> tuple[Ints, Ints]:
         """First contexts and parts of second contexts, int64 [rows, cols] each, of a channel that is known."""
-        _, weights, _, pad, offset, bins, texture, sub, _, _ = self.arrays
+        _, weights, _, pad, offset, context, texture, sub = self.arrays[:8]
         x, w = planes[c], weights[c].astype(np.int64)
         left, up = np.empty_like(x), np.empty_like(x)
         left[:, 1:] = x[:, :-1]
@@ -99,7 +102,8 @@ class _Model:
         s = self.base(c, planes) + means[:, None] + w[0] * left + w[1] * up + w[2] * up_left + w[3] * up_right
         predicted = np.clip(s >> self.shift, 0, _LUT_LAST)
         rough = np.abs(left - up) + np.abs(up - up_left)
-        return int(offset[c]) + texture[rough].astype(np.int64) + bins[predicted], sub[predicted].astype(np.int64)
+        part = np.searchsorted(texture, rough, side="right")
+        return int(offset[c]) + context[part, predicted].astype(np.int64), sub[predicted].astype(np.int64)
 
     def fold(self, symbols: Symbols) -> Ints:
         modulus = 1 << self.bits
@@ -128,8 +132,8 @@ class _Distributions:
     def __init__(self, m: _Model) -> None:
         starts = m.arrays[8].astype(np.int64) + ONE
         self.ends = [[*row[1:], ONE] for row in starts.tolist()]
-        self.counts = m.arrays[9].tolist()
-        self.slowest = m.slowest
+        self.counts = m.arrays[9].tolist() if m.adaptation == _SETTLING else [255] * len(m.arrays[9])
+        self.rates = m.arrays[10].tolist() if m.adaptation else None
         self.targets = {n: self._targets(n) for n in (m.alphabet, m.low_alphabet)}
 
     @staticmethod
@@ -151,13 +155,13 @@ class _Distributions:
         raise AssertionError("the last interval ends at ONE")
 
     def adapt(self, context: int, digit: int, alphabet: int) -> None:
-        if not self.slowest:
+        if self.rates is None:
             return
         n, ends = self.counts[context], self.ends[context]
-        shift = min(4 + (n >= 6) + (n >= 20) + (n >= 60), self.slowest)
+        rate = self.rates[n]
         self.counts[context] = min(n + 1, 255)
         for i, target in enumerate(self.targets[alphabet][digit]):
-            ends[i] += (target - ends[i]) >> shift
+            ends[i] += (target - ends[i]) * rate >> 16
 
 
 Operation = tuple[int, int, int]
@@ -185,14 +189,16 @@ def _operations(m: _Model, symbols: Symbols) -> Iterator[Operation]:
     for group in m.groups():
         streams = [_digits(m, c, planes, symbols) for c in group]
         for at in range(m.rows * m.cols):
-            for lane, stream in enumerate(streams):
+            # First the first digit of each lane, then what is left of each.
+            digits = [(lane, digit) for lane, stream in enumerate(streams) for digit in stream[at][:1]]
+            digits += [(lane, digit) for lane, stream in enumerate(streams) for digit in stream[at][1:]]
+            for lane, (context, digit, alphabet) in digits:
                 state = lane & (m.states - 1)
-                for context, digit, alphabet in stream[at]:
-                    if context < 0:  # `alphabet` bits as they are
-                        yield digit << (PROBABILITY_BITS - alphabet), 1 << (PROBABILITY_BITS - alphabet), state
-                        continue
-                    yield *distributions.interval(context, digit), state
-                    distributions.adapt(context, digit, alphabet)
+                if context < 0:  # `alphabet` bits as they are
+                    yield digit << (PROBABILITY_BITS - alphabet), 1 << (PROBABILITY_BITS - alphabet), state
+                    continue
+                yield *distributions.interval(context, digit), state
+                distributions.adapt(context, digit, alphabet)
 
 
 def _digits(m: _Model, c: int, planes: Ints, symbols: Symbols) -> list[list[tuple[int, int, int]]]:
@@ -218,7 +224,7 @@ def _wide_digits(m: _Model, context: int, sub: int, length: int, folded: int) ->
 
 
 def _words(m: _Model, operations: list[Operation], capacity: int) -> bytes | None:
-    states, words, room = [_LOW] * LANES, [], capacity - 4 * m.states
+    states, words, room = [_LOW] * STATES, [], capacity - 4 * m.states
     for start, frequency, lane in reversed(operations):
         x = states[lane]
         if x >> (32 - PROBABILITY_BITS) >= frequency:
@@ -241,7 +247,7 @@ class _Reader:
     def __init__(self, m: _Model, payload: bytes) -> None:
         if len(payload) < 4 * m.states or len(payload) % 2:
             raise _DamagedError
-        self.states = np.frombuffer(payload, "<u4", m.states).tolist() + [_LOW] * (LANES - m.states)
+        self.states = np.frombuffer(payload, "<u4", m.states).tolist() + [_LOW] * (STATES - m.states)
         self.words = np.frombuffer(payload, "<u2", offset=4 * m.states).tolist()
         self.next = 0
         if min(self.states) < _LOW:
@@ -270,7 +276,7 @@ class _Reader:
 
     @property
     def whole(self) -> bool:
-        return self.next == len(self.words) and self.states == [_LOW] * LANES
+        return self.next == len(self.words) and self.states == [_LOW] * STATES
 
 
 def decode(
@@ -288,9 +294,14 @@ def decode(
             lanes = [_Lane(m, c, planes, luts) for c in group]
             for y in range(m.rows):
                 for x in range(m.cols):
+                    places = [lane.place(y, x) for lane in lanes]
+                    first = [
+                        reader.digit(distributions, i & (m.states - 1), context, m.alphabet)
+                        for i, (context, _) in enumerate(places)
+                    ]
                     for i, lane in enumerate(lanes):
                         state = i & (m.states - 1)
-                        seen, symbol = _symbol(m, reader, distributions, state, lane.place(y, x))
+                        seen, symbol = _symbol(m, reader, distributions, state, first[i], places[i][1])
                         lane.rows[y].append(seen)
                         flat[lane.c, y, x] = symbol
             for lane in lanes:
@@ -300,10 +311,8 @@ def decode(
     return reader.whole
 
 
-def _symbol(m: _Model, r: _Reader, d: _Distributions, lane: int, place: tuple[int, int]) -> tuple[int, int]:
-    """What contexts see of the next symbol, and the symbol."""
-    context, sub = place
-    high = r.digit(d, lane, context, m.alphabet)
+def _symbol(m: _Model, r: _Reader, d: _Distributions, lane: int, high: int, sub: int) -> tuple[int, int]:
+    """What contexts see of the next symbol, and the symbol, whose first digit is `high`."""
     if not m.two_digits:
         return high, high
     low = r.digit(d, lane, m.first + high * m.subs + sub, m.low_alphabet)
@@ -323,13 +332,13 @@ def _symbol(m: _Model, r: _Reader, d: _Distributions, lane: int, place: tuple[in
 class _Lane:
     """One channel while it is decoded."""
 
-    def __init__(self, m: _Model, c: int, planes: Ints, luts: list[list[int]]) -> None:
+    def __init__(self, m: _Model, c: int, planes: Ints, luts: list[Any]) -> None:
         self.m, self.c = m, c
         self.base = m.base(c, planes).tolist()
         self.rows: list[list[int]] = [[] for _ in range(m.rows)]
         self.weights = m.arrays[1][c].tolist()
         self.pad, self.offset = int(m.arrays[3][c]), int(m.arrays[4][c])
-        self.bins, self.texture, self.sub = luts
+        self.context, self.texture, self.sub = luts
         self.total = self.mean = 0
 
     def place(self, y: int, x: int) -> tuple[int, int]:
@@ -346,13 +355,13 @@ class _Lane:
         s = self.base[y][x] + self.mean + w[0] * left + w[1] * up + w[2] * up_left + w[3] * up_right
         predicted = min(max(s >> m.shift, 0), _LUT_LAST)
         rough = abs(left - up) + abs(up - up_left)
-        return self.offset + self.texture[rough] + self.bins[predicted], self.sub[predicted]
+        return self.offset + self.context[bisect_right(self.texture, rough)][predicted], self.sub[predicted]
 
 
 def tally(
     numbers: tuple[int, ...], arrays: tuple[NDArray[Any], ...], symbols: Symbols, step: int, counts: NDArray[np.uint32]
 ) -> None:
-    """Add the digits of every `step`-th channel to `counts`, uint32 [contexts, 16].
+    """Add the digits of every `step`-th group of channels to `counts`, uint32 [contexts, 16].
 
     Raises:
         ValueError: a symbol is outside the alphabet.
@@ -360,6 +369,6 @@ def tally(
     m = _Model(arrays, *numbers)
     symbols = _checked(m, symbols)
     planes = m.seen(symbols)
-    for c in range(0, m.channels, step):
+    for c in (c for group in list(m.groups())[::step] for c in group):
         digits = [d for one in _digits(m, c, planes, symbols) for d in one if d[0] >= 0]
         np.add.at(counts, ([d[0] for d in digits], [d[1] for d in digits]), 1)

@@ -24,7 +24,7 @@ from ..errors import CoderError
 from . import _twin
 from .base import BoundCoder, Symbols, SymbolSpec
 from .bitplane import BoundBitplaneZstd
-from .model import DIGIT, Geometry, Model, Table, default_table, unpack
+from .model import DIGIT, LANES, Geometry, Model, Table, default_table, unpack
 from .raw import BoundRaw
 
 try:
@@ -35,7 +35,7 @@ except ImportError:
 _RAW, _PLANES, _CONTEXT, _CONSTANT = b"\x00", b"\x01", b"\x02", b"\x03"
 
 _ESTIMATE_STEP = 8
-"""A size estimate looks at one channel of at most this many, ..."""
+"""A size estimate looks at one group of channels of at most this many, ..."""
 _ESTIMATE_SYMBOLS = 4096
 """... and at no fewer symbols than this."""
 
@@ -139,20 +139,21 @@ class BoundContext:
         if not planes.size:
             return 1
         channels = len(planes)
-        step = max(1, min(_ESTIMATE_STEP, planes.size // _ESTIMATE_SYMBOLS, channels // 4))
+        step = max(1, min(_ESTIMATE_STEP, planes.size // _ESTIMATE_SYMBOLS, channels // (2 * LANES)))
+        looked_at = np.arange(channels) // LANES % step == 0
         counts = np.zeros((len(self.table.counts), DIGIT), np.uint32)
         try:
             self.engine.tally(self.model.numbers, self.model.arrays, planes, step, counts)
         except ValueError:
             raise self._outside(planes) from None
-        bits = self._bits_of(counts.astype(np.float64)) + self._raw_bits(planes[::step])
-        whole = int(bits / 8 * channels / len(range(0, channels, step))) + 1 + 4 * self.model.states
+        bits = self._bits_of(counts.astype(np.float64)) + self._raw_bits(planes[looked_at])
+        whole = int(bits / 8 * channels / looked_at.sum()) + 1 + 4 * self.model.states
         return min(whole, self.spec.raw_bytes + 1)
 
     def _bits_of(self, counts: NDArray[np.float64]) -> float:
         """Bits that counted digits take, distributions adapting from the table's to what is counted."""
         start = self.model.arrays[8].astype(np.int64) + (1 << 15)
-        prior = np.diff(start, axis=1, append=1 << 15) / float(1 << 15)
+        prior = np.diff(start[:-1], axis=1, append=1 << 15) / float(1 << 15)
         weight = 4.0 + self.table.counts[:, None].astype(np.float64)
         if self.table.slowest:
             total = counts.sum(axis=1, keepdims=True)

@@ -29,12 +29,15 @@ CAUSAL = 5
 WEIGHT_BITS = 12
 MEAN_BITS = 4
 LUT_BITS = 10
-TEXTURES = 512
-LANES = 2
+TEXTURES = 4
+"""Parts of a neighbourhood's roughness, at most."""
+LANES = 8
 """Channels that are coded in step."""
+STATES = 8
+"""Coder states, at most."""
 
-_TWO_STATES_FROM = 2_048
-"""Symbols from which a second coder state, 4 bytes, buys speed. Part of the format."""
+_TWO_STATES_FROM, _FOUR_STATES_FROM = 2_048, 8_192
+"""Symbols from which further coder states, 4 bytes each, buy speed. Part of the format."""
 
 _STORED_BITS = 6
 """Fraction bits of a stored weight; weights of a four-neighbour sum have two more."""
@@ -43,6 +46,8 @@ _HEADER = struct.Struct("<BBBBBBBHII")
 _VERSION = 1
 _MAX_TABLE_BYTES = 1 << 24
 _MAX_REFS, _MAX_CONTEXTS = 8, 1 << 15
+_NEVER = (1 << 15) - 1
+"""More roughness than there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,12 @@ def codes_of(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return np.pad(codes, ((0, 0), (0, DIGIT - codes.shape[1])))
 
 
+def rates_of(slowest: int) -> NDArray[np.uint16]:
+    """uint16 [256]: how far distributions move after so many steps, in 1 / 2^16; never less than 2^-slowest."""
+    steps = np.arange(256)
+    return np.maximum((1 << 16) // (steps + 4), 1 << (16 - slowest) if slowest else 0).astype(np.uint16)
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A table made ready for one geometry. `numbers` and `arrays` are what the kernel and the twin are given."""
@@ -187,18 +198,29 @@ class Model:
 
     @property
     def states(self) -> int:
-        return LANES if self.geometry.elements >= _TWO_STATES_FROM else 1
+        elements = self.geometry.elements
+        if elements >= _FOUR_STATES_FROM:
+            return 4 if self.geometry.low_alphabet == 1 else 8
+        return 2 if elements >= _TWO_STATES_FROM else 1
 
     @cached_property
     def numbers(self) -> tuple[int, ...]:
         g, t = self.geometry, self.table
         subs = len(t.subs) + 1
         shape = (g.channels, g.rows, g.cols, g.levels, g.bits)
-        return (*shape, t.centre, t.refs, subs, self.states, t.slowest, t.first_contexts)
+        return (*shape, t.centre, t.refs, subs, self.states, self._adaptation, t.first_contexts)
+
+    @property
+    def _adaptation(self) -> int:
+        """0: frozen; 1: every distribution at the slowest rate; 2: by counts."""
+        if not self.table.slowest:
+            return 0
+        rates = rates_of(self.table.slowest)
+        return 1 if rates[self.table.counts.min(initial=255)] == rates[255] else 2
 
     @cached_property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """bias, weights, ref, pad, offset, bin, texture, sub, cdf, counts: see `Model` in `_kernel.c`."""
+        """bias, weights, ref, pad, offset, context, texture, sub, cdf, counts, rates: see `Model` in `_loops.h`."""
         t = self.table
         weights = t.weights.astype(np.int16) << (WEIGHT_BITS - _STORED_BITS)
         weights[:, CAUSAL + 1 :: 2] >>= 2
@@ -210,16 +232,17 @@ class Model:
             t.ref,
             t.pad,
             (t.klass.astype(np.uint16) * (textures * bins)).astype(np.uint16),
-            np.searchsorted(t.bins, steps, side="right").astype(np.uint8),
-            (np.searchsorted(t.textures, np.arange(TEXTURES), side="right") * bins).astype(np.uint16),
+            (np.arange(TEXTURES)[:, None] * bins + np.searchsorted(t.bins, steps, side="right")).astype(np.uint16),
+            np.pad(np.minimum(t.textures, _NEVER), (0, TEXTURES - textures), constant_values=_NEVER).astype(np.int16),
             np.searchsorted(t.subs, steps, side="right").astype(np.uint8),
             self._cdf(),
             t.counts,
+            rates_of(t.slowest),
         )
         return tuple(np.ascontiguousarray(a) for a in made)
 
     def _cdf(self) -> NDArray[np.int16]:
-        """int16 [contexts, 16]: the cumulative frequency below each digit, minus ONE."""
+        """int16 [contexts + 1, 16]: the cumulative frequency below each digit, minus ONE."""
         g, first = self.geometry, self.table.first_contexts
         frequencies = np.concatenate(
             [
@@ -227,8 +250,9 @@ class Model:
                 frequencies_of(self.table.codes[first:], g.low_alphabet),
             ]
         )
-        below: NDArray[np.int64] = np.cumsum(frequencies, axis=1) - frequencies
-        return (below - ONE).astype(np.int16)
+        below = np.cumsum(frequencies, axis=1) - frequencies
+        ended: NDArray[np.int64] = np.pad(below, ((0, 1), (0, 0)))
+        return (ended - ONE).astype(np.int16)
 
 
 # -- without calibration -----------------------------------------------------------------------------------------------
@@ -318,7 +342,12 @@ def unpack(geometry: Geometry, stored: bytes | memoryview) -> Table:
             f"the coder table was made for {channels} channels of symbols below {levels}, the tensor has "
             f"{geometry.channels} below {geometry.levels}; rebuild the bundle"
         )
-    if not (min(bins, textures, classes, subs) >= 1 and refs <= _MAX_REFS and slowest in (0, 4, 5, 6, 7)):
+    if not (
+        min(bins, textures, classes, subs) >= 1
+        and textures <= TEXTURES
+        and refs <= _MAX_REFS
+        and slowest in (0, 4, 5, 6, 7)
+    ):
         raise BundleError("the coder table's header is damaged; rebuild the bundle")
     contexts = classes * textures * bins + second_contexts(geometry, subs)
     weights = (channels, CAUSAL + 2 * refs)

@@ -26,9 +26,9 @@ Floats = NDArray[np.float32]
 class TrainingOptions:
     """What a table may cost and how fast it may adapt."""
 
-    refs: int = 2
+    refs: int = 3
     """Earlier channels that one channel looks at."""
-    bins: int = 24
+    bins: int = 32
     """Parts of a prediction's range."""
     classes: int = 4
     """Sets of distributions, shared by channels that are predicted about equally well."""

@@ -11,10 +11,10 @@ work="$(mktemp -d)"; trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/narrows" "$work/found"
 # A copy, so that the checkout's own kernel stays as it is.
 (cd "$root" && tar cf - --exclude='*.so' __init__.py runtime protos tests) | tar xf - -C "$work/narrows"
-export PYTHONPATH="$work"
+export PYTHONPATH="$work${PYTHONPATH:+:$PYTHONPATH}"
 build() {
     local include; include="$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')"
-    "${CC:-gcc}" -std=c11 -shared -fPIC -I"$include" "$@" "$work/narrows/runtime/codec/_kernel.c" \
+    "${CC:-gcc}" -std=c11 -shared -fPIC -I"$include" "$@" "$work"/narrows/runtime/codec/{_kernel,_loops,_loops_avx2}.c \
         -o "$work/narrows/runtime/codec/_kernel.abi3.so"
 }
 
