@@ -1,7 +1,8 @@
 """The main job on an embedded default: `narrows demo`.
 
-Trains a classifier of handwritten digits, cuts it at its best cut, serves its tail from a process of its own, streams
-the held-out digits through a device process at every quality, and sets what came of it beside the ways without a cut.
+Trains a classifier of handwritten digits, cuts it at its best cut, trains a bottleneck into it besides, serves both
+tails from a process of its own, streams the held-out digits through a device process at every quality, and sets what
+came of it beside the ways without a cut.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ Progress = Callable[[str, int, int], None]
 
 _CALIBRATION_FRAMES = 128
 _JPEG_QUALITIES = (90, 50)
+_CUT, _TRAINED = "digits", "digits-trained"
+"""Names of the two bundles."""
+_TARGET_BYTES = (15.0, 25.0, 50.0)
+"""Payloads that the bottleneck is trained for."""
 _STAGES = ("source", "head", "encode", "link", "queue", "decode", "tail", "total")
 
 
@@ -77,24 +82,23 @@ def run(*, fresh: bool, progress: Progress) -> Report:
         ServerUnavailableError: the server process did not come up.
     """
     folder = cache_folder() / "demo"
-    if fresh or not folder.exists():
+    if fresh or not (folder / "bundles" / _TRAINED).exists():
         _prepare_aside(folder, progress)
-    bundle = Bundle.open(folder / "bundles" / "digits")
+    bundle, trained = (Bundle.open(folder / "bundles" / name) for name in (_CUT, _TRAINED))
     truth: dict[str, int] = json.loads((folder / "truth.json").read_text())
     ways = list(_without_a_cut(folder, bundle, truth))
-    cut = bundle.manifest.cuts[0]
+    rungs = [(b, q) for b in (bundle, trained) for q in reversed(range(len(b.manifest.cuts[0].qualities)))]
     with server_process(folder / "bundles") as server:
-        for quality in reversed(range(len(cut.qualities))):
-            answers = _stream(bundle.root, server.address, folder / "digits", "--quality", quality)
+        for done, (one, quality) in enumerate(rungs):
+            answers = _stream(one.root, server.address, folder / "digits", "--quality", quality)
             right = np.mean([answer["top"][0]["index"] == truth[Path(answer["source"]).name] for answer in answers])
             sent = np.mean([answer["wire_bytes"] for answer in answers])
-            progress("streaming", len(cut.qualities) - quality, len(cut.qualities))
-            ways.append(
-                Way(f"split, quality {quality} ({cut.qualities[quality].bits:.3g} bits)", float(right), float(sent))
-            )
+            progress("streaming", done + 1, len(rungs))
+            ways.append(Way(_named(one, quality), float(right), float(sent)))
         progress("one at a time", 0, 1)
         alone = _stream(bundle.root, server.address, folder / "digits", "--window", 1)
         progress("one at a time", 1, 1)
+    cut = bundle.manifest.cuts[0]
     return Report(
         cut=cut.name,
         symbols=tuple(d or 0 for d in cut.crossing[0].symbols.shape),
@@ -103,6 +107,12 @@ def run(*, fresh: bool, progress: Progress) -> Report:
         stages=tuple(_stages(alone)),
         bundle=bundle.root,
     )
+
+
+def _named(bundle: Bundle, quality: int) -> str:
+    if bundle.manifest.name == _TRAINED:
+        return f"trained bottleneck, quality {quality}"
+    return f"split, quality {quality} ({bundle.manifest.cuts[0].qualities[quality].bits:.3g} bits)"
 
 
 def _prepare_aside(folder: Path, progress: Progress) -> None:
@@ -142,9 +152,26 @@ def _prepare(folder: Path, progress: Progress) -> None:
         list_cuts(str(path))[0].name,
         calibrate=calibration,
         preprocess=f"size={digits.SIZE},mean={digits.MEAN},std={digits.STD}",
-        output=folder / "bundles" / "digits",
+        output=folder / "bundles" / _CUT,
         progress=progress,
     )
+    _train_bottleneck(model, folder, progress)
+
+
+def _train_bottleneck(model: Any, folder: Path, progress: Progress) -> None:
+    """Train an encoder and a decoder in place of the classifier's first layers: one pair for three rates."""
+    from .partitioner import digits
+    from .partitioner.training import Teacher, TrainOptions, export, read_data, train
+
+    teacher = Teacher.load(model, preprocess=f"size={digits.SIZE},mean={digits.MEAN},std={digits.STD}")
+    data = read_data("digits", teacher.preprocess)
+    options = TrainOptions(
+        method="ladder", target_bytes=_TARGET_BYTES, channels=6, epochs=(5, 7), batch=64, rates=(6e-3, 3e-3),
+        activation="relu", decoder_blocks=1,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".run.") as run:
+        trained = train(teacher, data, options, output=run, progress=progress)
+        export(trained, data, output=folder / "bundles" / _TRAINED, name=_TRAINED, progress=progress)
 
 
 def _without_a_cut(folder: Path, bundle: Bundle, truth: dict[str, int]) -> Iterator[Way]:

@@ -5,7 +5,7 @@
 Every method answers the same test pictures; bytes are those of files and of coded symbols, and of the frames they
 travel in. Students are bundles: their heads and tails run in ONNX Runtime, and frames go through the deployed coder.
 Baselines are measured once and kept in the cache; students are trained with `--train`, each kept in the cache, too
-(`--only NAME` for one of them), and whoever trains them elsewhere can name their runs with `--run SUBJECT:NAME=FOLDER`.
+(`--only NAME` for one of them).
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Subject:
     """Tensors of the teacher's graph for the naive cuts: the best-ranked one when empty."""
     model: Callable[[], Path]
     """The teacher's ONNX file."""
+    every: int = 1
+    """One test picture in so many is sent as a picture and through the cuts; students answer all."""
 
 
 @cache
@@ -72,9 +74,10 @@ SUBJECTS = {
     "cifar10": Subject(
         "cifar10",
         CIFAR,
-        (32, 28, 24),
+        (32,),
         ("/layer2/layer2.0/Relu_1_output_0", "/layer3/layer3.0/Relu_1_output_0"),
         lambda: material() / "models" / "cifar10_resnet20_jpegft.onnx",
+        every=4,
     ),
 }
 
@@ -110,7 +113,7 @@ def baselines(subject: Subject) -> list[Point]:
 
 
 def _measured(subject: Subject, done: set[tuple[str, str]]) -> Iterator[Point]:
-    pictures, model = pack(subject.pack, "test"), subject.model()
+    pictures, model = pack(subject.pack, "test").every(subject.every), subject.model()
     answer = whole(model)
     if ("original JPEG", "") not in done:
         yield original(pictures, answer)
@@ -124,21 +127,21 @@ def _measured(subject: Subject, done: set[tuple[str, str]]) -> Iterator[Point]:
 
 def students(subject: Subject, seeds: int, only: str, *, train: bool) -> Iterator[Point]:
     """The points of every student that is in the cache, and of those that are to be trained now."""
-    from students import RECIPES, folder_of, student
+    from students import RECIPES, bundle_of, folder_of, student
 
     for name, recipe in RECIPES.items():
         for seed in range(seeds):
             wanted = recipe.subject == subject.name and only in name
-            if wanted and (train or (folder_of(name, seed) / "bundle").exists()):
-                yield from measured_student(name, recipe.method, student(name, seed), subject, seed)
+            if wanted and (train or bundle_of(name, seed).exists()):
+                bundle, kept = student(name, seed), folder_of(name, seed) / "points.json"
+                yield from measured_student(recipe.method, bundle, kept, subject, seed)
 
 
-def measured_student(name: str, method: str, bundle: Path, subject: Subject, seed: int) -> list[Point]:
+def measured_student(method: str, bundle: Path, path: Path, subject: Subject, seed: int) -> list[Point]:
     """A student's points: measured once, and kept beside its bundle."""
-    path = bundle.parent / "points.json"
     if path.exists():
         return [Point(**one) for one in json.loads(path.read_text())]
-    print(f"measuring {name}, seed {seed}", file=sys.stderr, flush=True)
+    print(f"measuring {bundle.name}, seed {seed}", file=sys.stderr, flush=True)
     points = list(student_points(method, bundle, pack(subject.pack, "test").part, subject.name, seed))
     path.write_text(json.dumps([asdict(point) for point in points]))
     return points

@@ -6,24 +6,19 @@ python benchmarks/students.py NAME [--seed 0]     # train one of RECIPES, or go 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
-from narrows.partitioner.training import Teacher, TrainOptions, train
-from narrows.partitioner.training.batches import PHOTOGRAPHS
-from narrows.partitioner.training.curves import Curves
+from narrows.partitioner.training import Teacher, TrainOptions
+from narrows.partitioner.training.batches import PHOTOGRAPHS, SMALL_PICTURES
 from narrows.partitioner.training.data import ImageData, read_data
-from narrows.partitioner.training.export import export
-from teachers import cache_folder, cifar_data, flowers, flowers_data, resnet20
-
-IMAGENET = "scale=0.00392156862745098,mean=0.485/0.456/0.406,std=0.229/0.224/0.225"
+from narrows.partitioner.training.recipe import run_recipe
+from narrows.runtime.manifest import Preprocess
+from teachers import MEAN, STD, cache_folder, cifar_data, flowers, flowers_data, resnet20
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,25 @@ _FLOWERS = TrainOptions(
     views=6,
     precision="bfloat16",
 )
+_CIFAR = TrainOptions(
+    inherit=True,
+    channels=32,
+    stride=4,
+    levels=16,
+    decoder_width=48,
+    decoder_blocks=1,
+    head_params=90_000,
+    head_macs=30_000_000,
+    epochs=(0, 3),
+    rates=(1e-3, 1e-3),
+    taps=(),
+    batch=128,
+    temperature=3.0,
+    distil_weight=0.8,
+    augmentation=SMALL_PICTURES,
+    views=3,
+    precision="bfloat16",
+)
 RECIPES = {
     "flowers-bottlefit": Recipe("flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=8)),
     "flowers-ladder": Recipe(
@@ -63,6 +77,12 @@ RECIPES = {
         "one model, every rate",
         "features.10",
         replace(_FLOWERS, method="ladder", levels=32, target_bytes=(50, 100, 200, 400)),
+    ),
+    "cifar10-ladder": Recipe(
+        "cifar10",
+        "one model, every rate",
+        "layer3.0",
+        replace(_CIFAR, method="ladder", target_bytes=(75, 140, 280)),
     ),
     "flowers-entropic-120": Recipe(
         "flowers",
@@ -76,45 +96,38 @@ RECIPES = {
 @cache
 def subject(name: str) -> tuple[Teacher, ImageData]:
     """The teacher and its pictures."""
-    makers: dict[str, tuple[Callable, Callable]] = {
-        "flowers": (flowers, flowers_data),
-        "cifar10": (resnet20, cifar_data),
-    }
-    make, data = makers[name]
+    make, data = {"flowers": (flowers, flowers_data), "cifar10": (resnet20, cifar_data)}[name]
     module, example = make()
     teacher = Teacher(name, module.requires_grad_(False), _preprocess(example))
     return teacher, read_data(data(), teacher.preprocess)
 
 
-def _preprocess(example: torch.Tensor):
-    from narrows.runtime.manifest import Preprocess
-    from teachers import MEAN, STD
-
+def _preprocess(example: torch.Tensor) -> Preprocess:
     return Preprocess(example.shape[2], example.shape[3], scale=1 / 255, mean=MEAN, std=STD)
 
 
 def folder_of(name: str, seed: int) -> Path:
-    """Of a student's run; `bundle` is in it when it is done."""
+    """Of a student's run: checkpoint, curves, metrics and bundle."""
     return cache_folder() / "students" / f"{name}-{seed}"
+
+
+def bundle_of(name: str, seed: int) -> Path:
+    """Of a student; it is there when the run is done."""
+    return folder_of(name, seed) / "bundles" / name
 
 
 def student(name: str, seed: int) -> Path:
     """Train a student, or go on with it where it was left; its bundle."""
-    recipe, folder = RECIPES[name], folder_of(name, seed)
-    if (folder / "bundle").exists():
-        return folder / "bundle"
-    torch.set_num_threads(1)
-    teacher, data = subject(recipe.subject)
-    options = replace(recipe.options, seed=seed)
-    began = time.monotonic()
-    curves = Curves(folder)
-    trained = train(teacher, data, options, output=folder, at=recipe.at, recorder=curves)
-    curves.close()
-    took = time.monotonic() - began
-    made = export(trained, data, output=folder / "bundle")
-    said = {"recipe": name, "seed": seed, "seconds": round(took), "differing": made.differing, "symbols": made.symbols}
-    (folder / "trained.json").write_text(json.dumps(said | {"prices": [asdict(p) for p in trained.prices]}, indent=1))
-    return folder / "bundle"
+    if not bundle_of(name, seed).exists():
+        recipe = RECIPES[name]
+        teacher, data = subject(recipe.subject)
+        options = replace(recipe.options, seed=seed)
+        run_recipe(teacher, data, options, output=folder_of(name, seed), at=recipe.at, name=name, progress=_tell)
+    return bundle_of(name, seed)
+
+
+def _tell(_stage: str, _done: int, _total: int) -> None:
+    """Epochs are logged; steps are too many for a log."""
 
 
 def main() -> None:
