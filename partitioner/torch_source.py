@@ -31,7 +31,7 @@ _INSTALL = {
     "timm": "pip install timm",
     "transformers": "pip install transformers",
     "safetensors": "pip install safetensors",
-    "onnx2torch": "pip install 'narrows[train]'",
+    "onnx2torch": "pip install 'narrows[onnx-teacher]'",
 }
 _SIDE = 224
 _TOKENS = 16

@@ -65,6 +65,23 @@ def judge(teacher: Teacher, student: Student, part: Part, control: RateControl, 
 
 
 @torch.no_grad()
+def prior_bytes(teacher: Teacher, student: Student, part: Part, frames: int = _FRAMES) -> list[float]:
+    """Mean bytes of a frame at every quality if the prior itself coded the symbols; empty where there is none."""
+    if student.prior is None:
+        return []
+    step = max(1, len(part) // frames)
+    total = np.zeros(student.quantiser.qualities)
+    chunks = [part.pictures[i : i + _BATCH * step : step] for i in range(0, len(part), _BATCH * step)]
+    for pictures in chunks:
+        features = student.encoder(teacher.normalised(pictures))
+        for q in range(len(total)):
+            quality = torch.full((len(features),), q)
+            seen, steps = student.quantiser(features, quality), student.quantiser.steps(quality)
+            total[q] += float(student.prior.bits(seen, steps).sum()) / 8
+    return [float(t / sum(map(len, chunks))) for t in total]
+
+
+@torch.no_grad()
 def teacher_accuracy(teacher: Teacher, part: Part, device: str = "cpu") -> float:
     """Share of right answers of the teacher itself."""
     right = 0

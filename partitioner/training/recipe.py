@@ -19,6 +19,7 @@ from .data import DataOptions, ImageData, read_data
 from .design import Pair, Price
 from .export import Exported, export
 from .heads import Task, classifier, exit_network, painter, train_task
+from .judge import prior_bytes
 from .loop import Progress
 from .options import TrainOptions
 from .own import own_callable
@@ -174,6 +175,7 @@ def _report(trained: Trained, data: ImageData, exported: Exported, output: Path,
         "pictures": {"train": len(data.train), "validation": len(data.validation), "skipped": list(data.skipped)},
         "prices": [asdict(price) for price in trained.prices],
         "qualities": [asdict(quality) for quality in qualities],
+        "prior_bytes": prior_bytes(trained.teacher, trained.student, data.validation),
         "symbols": {"compared": exported.symbols, "differing": exported.differing},
         "ms": {"head": head_ms, "teacher's head": front_ms},
         "options": asdict(trained.options),
