@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import compressai_prior
 import numpy as np
 from harness import material, report
 from narrows.partitioner.torch_source import export as export_onnx
@@ -143,6 +144,8 @@ def measured_student(method: str, bundle: Path, path: Path, subject: Subject, se
         return [Point(**one) for one in json.loads(path.read_text())]
     print(f"measuring {bundle.name}, seed {seed}", file=sys.stderr, flush=True)
     points = list(student_points(method, bundle, pack(subject.pack, "test").part, subject.name, seed))
+    if compressai_prior.available():
+        points += compressai_points(method, bundle, subject, points)
     path.write_text(json.dumps([asdict(point) for point in points]))
     return points
 
@@ -163,6 +166,22 @@ def student_points(method: str, root: Path, part: Part, subject: str, seed: int 
         yield Point(
             method, f"q{quality}", float(np.mean(payload)), float(np.mean(wire)), right / len(part), seed, subject
         )
+
+
+def compressai_points(method: str, root: Path, subject: Subject, points: Sequence[Point]) -> Iterator[Point]:
+    """The same students, their symbols coded by CompressAI's factorised prior: one point per quality."""
+    bundle = Bundle.open(root)
+    cut = bundle.manifest.cuts[0]
+    head = Head(bundle, cut)
+    training, test = pack(subject.pack, "train").part, pack(subject.pack, "test").part
+    for quality, point in enumerate(points):
+        seen, coded = (
+            np.stack([head.run([picture], quality).symbols[0] for picture in some])
+            for some in (training.pictures[:: len(training) // 512], test.pictures[:: max(1, len(test) // 800)])
+        )
+        payload = compressai_prior.payload_bytes(seen, coded, cut.crossing[0].levels[quality] // 2)
+        wire = point.wire_bytes - point.payload_bytes + payload
+        yield replace(point, method=f"{method}, CompressAI's prior", payload_bytes=payload, wire_bytes=wire)
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------

@@ -119,10 +119,16 @@ def flowers(epochs: int = 4) -> tuple[nn.Module, torch.Tensor]:
     return model.eval(), torch.zeros(2, 3, 144, 144)
 
 
-def _mobilenet(classes: int) -> nn.Module:
-    if torch.version.cuda is None:  # torchvision's wheel loads beside a CPU build of torch with this help only
-        sys.path.append(str(material() / "tools"))
+def declare_torchvision() -> None:
+    """Let torchvision's wheel load beside a CPU build of torch, which it does with this help only."""
+    tools = str(material() / "tools")
+    if torch.version.cuda is None and tools not in sys.path:
+        sys.path.append(tools)
         import torchvision_cpu  # noqa: F401
+
+
+def _mobilenet(classes: int) -> nn.Module:
+    declare_torchvision()
     import torchvision
 
     return torchvision.models.mobilenet_v2(num_classes=classes)
