@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_STEPS, _RATE, _BATCH = 1500, 1e-2, 32
+_STEPS, _RATE, _BATCH = 600, 1e-2, 32
 
 
 def available() -> bool:

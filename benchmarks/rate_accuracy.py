@@ -145,7 +145,7 @@ def measured_student(method: str, bundle: Path, path: Path, subject: Subject, se
     print(f"measuring {bundle.name}, seed {seed}", file=sys.stderr, flush=True)
     points = list(student_points(method, bundle, pack(subject.pack, "test").part, subject.name, seed))
     if compressai_prior.available():
-        points += compressai_points(method, bundle, subject, points)
+        points += compressai_points(method, bundle, subject, tuple(points))
     path.write_text(json.dumps([asdict(point) for point in points]))
     return points
 

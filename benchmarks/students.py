@@ -71,7 +71,12 @@ _CIFAR = TrainOptions(
     precision="bfloat16",
 )
 RECIPES = {
-    "flowers-bottlefit": Recipe("flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=8)),
+    "flowers-bottlefit": Recipe(
+        "flowers",
+        "BottleFit",
+        "features.10",
+        replace(_FLOWERS, method="bottlefit", levels=10, epochs=(1, 2), rates=(1e-3, 1e-4)),
+    ),
     "flowers-ladder": Recipe(
         "flowers",
         "one model, every rate",
