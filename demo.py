@@ -166,9 +166,16 @@ def _train_bottleneck(model: Any, folder: Path, progress: Progress) -> None:
     teacher = Teacher.load(model, preprocess=f"size={digits.SIZE},mean={digits.MEAN},std={digits.STD}")
     data = read_data("digits", teacher.preprocess)
     options = TrainOptions(
-        method="ladder", target_bytes=_TARGET_BYTES, channels=6, epochs=(5, 7), batch=64, rates=(6e-3, 3e-3), threads=1,
-        activation="relu", decoder_blocks=1,
-    )  # fmt: skip
+        method="ladder",
+        target_bytes=_TARGET_BYTES,
+        channels=6,
+        epochs=(8, 10),
+        batch=64,
+        rates=(6e-3, 3e-3),
+        threads=1,
+        activation="relu",
+        decoder_blocks=1,
+    )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".run.") as run:
         trained = train(teacher, data, options, output=run, progress=progress)
         export(trained, data, output=folder / "bundles" / _TRAINED, name=_TRAINED, progress=progress)

@@ -5,7 +5,7 @@
 Every contender codes the same symbols in one thread of one process. Quantisers: "tensor" is one min-max range for the
 whole tensor (today's practice); "channel" is this project's calibration, a clipped range per channel. Tables are
 trained on other pictures than those coded. Contenders that are not installed (`pip install narrows[bench]`) are left
-out, and named.
+out, and named; CompressAI's needs `pip install --no-deps compressai`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 
 import numpy as np
 import onnx
@@ -201,6 +202,42 @@ def static_tables(spec: SymbolSpec, frames: np.ndarray) -> Coder:
     return encode, decode, lambda words: 4 * len(words)
 
 
+def entropy_bottleneck(spec: SymbolSpec, frames: np.ndarray) -> Coder:
+    """CompressAI's `EntropyBottleneck` as it codes: a table and a tail per channel, Python lists in and out.
+
+    Its compiled parts are loaded by themselves: the package imports data sets and point clouds that nothing here needs.
+    """
+    package = find_spec("compressai")
+    if package is None:
+        raise ImportError("No module named 'compressai'")
+
+    def part(name):
+        spec = PathFinder.find_spec(f"compressai.{name}", package.submodule_search_locations)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"compressai without its compiled {name}")
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    ans, quantise = part("ans"), part("_CXX").pmf_to_quantized_cdf
+    channels, levels = spec.shape[0], spec.levels
+    counts = [np.bincount(frames[:, c].ravel(), minlength=levels) + 0.5 for c in range(channels)]
+    tail = 1e-6
+    cdfs = [quantise([*((1 - tail) * count / count.sum()).tolist(), tail], 16) for count in counts]
+    lengths, offsets = [levels + 2] * channels, [0] * channels
+    indexes = np.repeat(np.arange(channels), spec.elements // channels)
+
+    def encode(symbols):
+        listed = symbols.reshape(-1).astype(np.int32).tolist()
+        return ans.RansEncoder().encode_with_indexes(listed, indexes.tolist(), cdfs, lengths, offsets)
+
+    def decode(data):
+        listed = ans.RansDecoder().decode_with_indexes(data, indexes.tolist(), cdfs, lengths, offsets)
+        return np.array(listed, spec.dtype).reshape(spec.shape)
+
+    return encode, decode, len
+
+
 def tiled(symbols: np.ndarray) -> np.ndarray:
     """Channels side by side as one picture."""
     c, h, w = symbols.shape
@@ -228,6 +265,7 @@ def contenders(spec: SymbolSpec, training: np.ndarray) -> Iterator[tuple[str, Ca
     yield "zstd -1", lambda: zstd(spec, 1)
     yield "zstd -3", lambda: zstd(spec, 3)
     yield "static per channel", lambda: static_tables(spec, training)
+    yield "CompressAI bottleneck", lambda: entropy_bottleneck(spec, training)
     yield "zlib huffman only", lambda: of_bytes(spec, huffman_only, zlib.decompress)
 
     def brotli() -> Coder:
@@ -374,8 +412,6 @@ def main() -> None:
             if any(part in cut for part in args.cuts.split(",")):
                 rows += [r for kind in ("tensor", "channel") for b in bits for r in compare(cut, x, kind, b)]
     note = f"{kernel_status()}; single thread; left out: {', '.join(_LEFT_OUT) or 'none'}"
-    if find_spec("compressai") is None:
-        note += "; CompressAI's coder: not installed"
     if args.json:
         report("feature coders", rows, as_json=True, note=note)
         return

@@ -79,7 +79,8 @@ class LinkEstimate:
             self._bb += (error / n) ** 2
         variance = self._variance(n) + noise
         gain_d, gain_b = (self._dd + n * self._db) / variance, (self._db + n * self._bb) / variance
-        self.delay_s = max(0.0, self.delay_s + gain_d * error)
+        # No frame is there sooner than the delay allows.
+        self.delay_s = min(duration_s, max(0.0, self.delay_s + gain_d * error))
         self.byte_s = max(1e-11, self.byte_s + gain_b * error)
         row_d, row_b = self._dd + n * self._db, self._db + n * self._bb
         self._dd, self._db, self._bb = self._dd - gain_d * row_d, self._db - gain_d * row_b, self._bb - gain_b * row_b

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..runtime.early_exit import EarlyAnswer
-from ..runtime.errors import NarrowsError
+from ..runtime.errors import InternalError, NarrowsError
 from ..runtime.halves import Features
 from ..runtime.point import Point
 from .inputs import Input
@@ -78,11 +78,14 @@ class Journey:
         return self._ended
 
     def do(self, stage: Callable[[Journey], None]) -> None:
-        """Let a stage do its part; a `NarrowsError` that it raises is what the frame ends in."""
+        """Let a stage do its part; what it raises is what the frame ends in."""
         try:
             stage(self)
         except NarrowsError as error:
             self.fail(error)
+        except Exception as error:  # a fault of ours, or of a library: still this frame's end, and nobody else's
+            log.exception("frame %d met a fault", self.index)
+            self.fail(InternalError(f"{type(error).__name__}: {error}"))
 
     def end(self, outcome: Outcome) -> bool:
         """Give the frame its outcome; False where it has one already, and nothing changes."""

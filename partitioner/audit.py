@@ -26,6 +26,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import SourceError, UsageError
 from ..runtime.frame import FrameCodec
 from ..runtime.halves import Head
+from ..runtime.manifest import Cut
 from ..runtime.session import SessionOptions
 from .calibrate import Progress
 from .data import Calibration, read_frames
@@ -88,52 +89,67 @@ def audit(bundle: Bundle, data: Calibration, options: AuditOptions, progress: Pr
         SourceError: too few pictures.
         UsageError: the model takes no pictures.
     """
-    manifest = bundle.manifest
-    index, cut = manifest.cut(options.cut)
-    last = len(cut.qualities) - 1
-    qualities = options.qualities or tuple(sorted({0, last // 2, last}))
-    for quality in qualities:
-        cut.check_quality(quality)
-    if manifest.preprocess is None or len(manifest.inputs) != 1:
-        raise UsageError(f"{manifest.name!r} does not take one picture; what its features give away is not audited")
+    index, cut, qualities = _what(bundle, options)
     if options.threads:
         torch.set_num_threads(options.threads)
-    frames = read_frames(data, manifest.inputs, manifest.preprocess, options.pictures)
-    if len(frames) < LEAST_PICTURES:
-        raise SourceError(f"an audit takes {LEAST_PICTURES} pictures at least; {len(frames)} are there")
-    pictures = [frame[0] for frame in frames]
-    learnt, held = _parts(len(pictures), options.seed)
-    size = _size(pictures[0], options.size)
-    truth = torch.stack([_scaled(picture, size) for picture in pictures])
-    bench = _Bench(truth, learnt, held, [pictures[i] for i in held], options)
-    bench.baseline("the mean picture", truth[learnt].mean(0, keepdim=True).expand(len(held), -1, -1, -1))
-    head = Head(bundle, cut, SessionOptions(threads=options.threads))
-    coder, budget = FrameCodec(bundle, index), _Budget(options.minutes, len(qualities))
+    pictures = _pictures(bundle, data, options)
+    trial = _Trial(pictures, options)
+    head, coder = Head(bundle, cut, SessionOptions(threads=options.threads)), FrameCodec(bundle, index)
+    budget, label = _Budget(options.minutes, len(qualities)), codec.labels()[0]
     for quality in qualities:
         symbols = []
         for done, picture in enumerate(pictures, 1):
             symbols.append(head.run([picture], quality).symbols)
             progress(f"quality {quality}: features", done, len(pictures))
-        label = codec.labels()[0]
-        payload = float(np.mean([coder.pack(i, symbols[i], quality, label).payload_bytes for i in held]))
+        payload = float(np.mean([coder.pack(i, symbols[i], quality, label).payload_bytes for i in trial.held]))
         training = Training(options.steps, options.seed, budget.share_s())
         name = f"quality {quality} ({cut.qualities[quality].bits:.3g} bits)"
         planes = as_planes(symbols, cut.crossing)
-        bench.attack(name, planes, payload, training, partial(progress, f"quality {quality}: attacker"))
-        bench.jpeg(name, payload)
+        trial.attack(name, planes, payload, training, partial(progress, f"quality {quality}: attacker"))
+        trial.jpeg(name, payload)
     return Audit(
         schema=SCHEMA,
-        model=manifest.name,
+        model=bundle.manifest.name,
         bundle=bundle.digest,
         cut=cut.name,
-        trained_on=len(learnt),
-        tried_on=len(held),
-        size=(truth.shape[2], truth.shape[3]),
+        trained_on=len(trial.learnt),
+        tried_on=len(trial.held),
+        size=trial.size,
         seed=options.seed,
-        rows=tuple(bench.rows),
-        examples=tuple(bench.examples),
-        cut_short=any(row.steps is not None and row.steps < options.steps for row in bench.rows),
+        rows=tuple(trial.rows),
+        examples=tuple(trial.examples),
+        cut_short=any(row.steps is not None and row.steps < options.steps for row in trial.rows),
     )
+
+
+def _what(bundle: Bundle, options: AuditOptions) -> tuple[int, Cut, tuple[int, ...]]:
+    """The cut, its number, and the qualities that are tried.
+
+    Raises:
+        QualityError: no such cut or quality.
+        UsageError: the model takes no pictures.
+    """
+    manifest = bundle.manifest
+    if manifest.preprocess is None or len(manifest.inputs) != 1:
+        raise UsageError(f"{manifest.name!r} does not take one picture; what its features give away is not audited")
+    index, cut = manifest.cut(options.cut)
+    last = len(cut.qualities) - 1
+    qualities = options.qualities or tuple(sorted({0, last // 2, last}))
+    for quality in qualities:
+        cut.check_quality(quality)
+    return index, cut, qualities
+
+
+def _pictures(bundle: Bundle, data: Calibration, options: AuditOptions) -> list[Pixels]:
+    """Pictures as the head gets them.
+
+    Raises:
+        SourceError: too few.
+    """
+    frames = read_frames(data, bundle.manifest.inputs, bundle.manifest.preprocess, options.pictures)
+    if len(frames) < LEAST_PICTURES:
+        raise SourceError(f"an audit takes {LEAST_PICTURES} pictures at least; {len(frames)} are there")
+    return [frame[0] for frame in frames]
 
 
 class _Budget:
@@ -151,17 +167,20 @@ class _Budget:
         return max(0.01, (self._ends - time.monotonic()) / (self._left + 1))
 
 
-class _Bench:
+class _Trial:
     """The held-out pictures, and what came back of them."""
 
-    def __init__(
-        self, truth: Tensor, learnt: list[int], held: list[int], whole: Sequence[Pixels], options: AuditOptions
-    ) -> None:
-        self._truth, self._learnt, self._held = truth, learnt, held
-        self._whole = whole
+    def __init__(self, pictures: Sequence[Pixels], options: AuditOptions) -> None:
         self._options = options
+        self.size = _size(pictures[0], options.size)
+        """Height and width at which pictures are compared."""
+        self.learnt, self.held = _parts(len(pictures), options.seed)
+        self._whole = [pictures[i] for i in self.held]
+        self._truth = torch.stack([_scaled(picture, self.size) for picture in pictures])
         self.rows: list[Leak] = []
-        self.examples = [self._shown("the picture", truth[held])]
+        self.examples = [self._shown("the picture", self._truth[self.held])]
+        mean = self._truth[self.learnt].mean(0, keepdim=True)
+        self.baseline("the mean picture", mean.expand(len(self.held), -1, -1, -1))
 
     def baseline(self, what: str, made: Tensor, size_bytes: float | None = None) -> None:
         """Judge what needed no training."""
@@ -169,18 +188,18 @@ class _Bench:
 
     def attack(self, what: str, planes: Tensor, payload: float, training: Training, progress: Steps) -> None:
         """Train a network on some pictures, try it on the others."""
-        attacker = train_attacker(planes[self._learnt], self._truth[self._learnt], training, progress)
-        self._judge(what, attacker.reconstruct(planes[self._held]), payload, attacker.steps)
+        attacker = train_attacker(planes[self.learnt], self._truth[self.learnt], training, progress)
+        self._judge(what, attacker.reconstruct(planes[self.held]), payload, attacker.steps)
 
     def jpeg(self, beside: str, payload: float) -> None:
         """What as many bytes show of a picture, spent on the picture; the smallest JPEG where none is so small."""
         coded = [jpeg_within(picture, payload) for picture in self._whole]
-        made = torch.stack([_scaled(decoded, (self._truth.shape[2], self._truth.shape[3])) for decoded, _ in coded])
+        made = torch.stack([_scaled(decoded, self.size) for decoded, _ in coded])
         size_bytes = float(np.mean([size for _, size in coded]))
         self.baseline(f"{'a' if size_bytes <= payload else 'the smallest'} JPEG, beside {beside}", made, size_bytes)
 
     def _judge(self, what: str, made: Tensor, size_bytes: float | None, steps: int | None) -> None:
-        truth = self._truth[self._held]
+        truth = self._truth[self.held]
         leak = Leak(what, size_bytes, float(psnr(made, truth).mean()), float(ssim(made, truth).mean()), steps)
         self.rows.append(leak)
         self.examples.append(self._shown(what, made))

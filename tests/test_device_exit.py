@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,6 +46,15 @@ def silent() -> Iterator[tuple[str, FaultyServer]]:
     server = FaultyServer(lambda frame, _: iter(()))
     with serving(server) as address:
         yield address, server
+
+
+def wait_connected(device: Device) -> None:
+    """A frame has to have been sent to be rescued."""
+    for _ in range(500):
+        if device.status().connected:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no connection")
 
 
 def early_answer(bundle: Bundle, picture: np.ndarray, quality: int = BEST) -> np.ndarray:
@@ -105,6 +115,7 @@ def test_an_unsure_exit_is_not_run_again_to_rescue_its_frame(bundle: Bundle, mon
     monkeypatch.setattr(EarlyExit, "run", run)
     options = replace(SOON, exit_confidence=1.0)
     with silent() as (address, _), Device(bundle, address, options) as device:
+        wait_connected(device)
         outcome = device.infer(pictures(1)[0])
     assert (outcome.provenance, outcome.attempts, len(runs)) == ("exit", 1, 1)
 
@@ -125,6 +136,7 @@ def test_the_exit_stands_in_where_the_whole_model_is_too_slow(both: Bundle) -> N
         assert device.planner.local is not None
         for _ in range(20):
             device.planner.local_took(1.0)  # more than half of the deadline
+        wait_connected(device)
         outcome = device.infer(pictures(1)[0])
     assert outcome.provenance == "exit"
     assert outcome.attempts >= 1
@@ -146,12 +158,14 @@ def test_the_exit_is_an_operating_point(bundle: Bundle) -> None:
             assert device.infer(pictures(1)[0]).provenance == "exit"
             assert not [frame for frame in server.frames if frame]
         with Device(bundle, address, replace(SOON, policy=Adaptive("bytes", floor=0.8))) as device:
+            wait_connected(device)
             assert device.infer(pictures(1)[0]).attempts == 1  # the exit agrees too seldom
 
 
 def test_an_offloaded_frame_is_rescued_by_the_exit(bundle: Bundle) -> None:
     options = replace(SOON, policy=Always(Point("offload", quality=90)), offload=90)
     with silent() as (address, _), Device(bundle, address, options) as device:
+        wait_connected(device)
         outcome = device.infer(pictures(1)[0])
     assert (outcome.provenance, outcome.attempts) == ("exit", 1)
     np.testing.assert_array_equal(outcome.outputs["logits"], early_answer(bundle, pictures(1)[0]))

@@ -106,6 +106,25 @@ def test_a_bad_frame_ends_in_its_error_and_the_rest_goes_on(bundle: Bundle, addr
     assert [outcome.outcome for outcome in outcomes] == ["ok", code, "ok"]
 
 
+@pytest.mark.parametrize("stage", ["compute", "encode"])
+def test_a_fault_that_nobody_foresaw_is_one_frames_end(
+    bundle: Bundle, address: str, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Device(bundle, address) as device:
+        engine = device._engine
+        sound = getattr(engine, stage)
+
+        def faulty(journey) -> None:
+            if journey.index == 1:
+                raise ZeroDivisionError("a bug")
+            sound(journey)
+
+        monkeypatch.setattr(engine, stage, faulty)
+        outcomes = list(device.stream(pictures(4)))
+        assert [outcome.outcome for outcome in outcomes] == ["ok", "internal", "ok", "ok"]
+        assert "ZeroDivisionError: a bug" in str(outcomes[1].error)
+
+
 def test_what_the_source_raises_reaches_the_caller_after_the_frames_before(bundle: Bundle, address: str) -> None:
     def broken() -> Iterator[np.ndarray]:
         yield from pictures(3)

@@ -12,9 +12,9 @@ import torch
 from material import FOLDER, model_path
 from narrows.partitioner.training import Teacher, TrainOptions, split_teacher
 from narrows.partitioner.training.design import design, prices
+from narrows.partitioner.training.halves import stems
 from narrows.partitioner.training.race import entrant, race
 from narrows.partitioner.training.run import choose_activation
-from narrows.partitioner.training.teacher import stems
 from narrows.runtime.errors import CutError, ModelError, UnknownTensorError, UsageError
 from narrows.runtime.manifest import Preprocess
 from torch import nn

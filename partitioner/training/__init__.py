@@ -10,12 +10,13 @@ from .batches import AUGMENTATIONS, Augmentation
 from .data import DataOptions, ImageData, Part, read_data
 from .design import Design, Pair, Price
 from .export import Exported, export
+from .halves import split_teacher
 from .heads import Task, train_task
 from .options import DEFAULT_BETA, TrainOptions
 from .recipe import Report, run_recipe
 from .record import Recorder
 from .run import Trained, train
-from .teacher import Teacher, split_teacher
+from .teacher import Teacher
 
 __all__ = [
     "AUGMENTATIONS",

@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from ...runtime.errors import UsageError
+from .halves import Halves, Stem, nominal_stride, stem_at, stems
 from .layers import Layer, Residual, convolution
 from .options import AUTO, NO_STEM, TrainOptions
-from .teacher import Halves, Stem, Teacher, macs_of, nominal_stride, params_of, stem_at, stems
+from .teacher import Teacher, macs_of, params_of
 
 Tensor = torch.Tensor
 

@@ -17,9 +17,10 @@ from torch import nn
 
 from ...runtime.errors import UsageError
 from .design import Pair, budget_of
+from .halves import Halves, between, nominal_stride, split_teacher, stem_at, stems
 from .layers import convolution
 from .options import TrainOptions
-from .teacher import Halves, Pixels, Teacher, between, nominal_stride, split_teacher, stem_at, stems
+from .teacher import Pixels, Teacher
 
 Tensor = torch.Tensor
 

@@ -23,12 +23,13 @@ from ...runtime.errors import TrainingError
 from . import checkpoint
 from .batches import Batches
 from .data import ImageData
+from .halves import Halves
 from .judge import Score, judge
 from .losses import RateControl, answer_loss, feature_loss
 from .options import TrainOptions
 from .record import Recorder
 from .student import Made, Student
-from .teacher import Halves, Teacher
+from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
 

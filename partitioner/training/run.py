@@ -13,13 +13,14 @@ import torch
 from ...runtime.errors import UsageError
 from .data import ImageData
 from .design import Pair, Price, design, prices
+from .halves import Halves, split_teacher
 from .inherit import inherited
 from .loop import Progress, Training
 from .options import TrainOptions
 from .race import entrant, race
 from .record import Recorder, Silent
 from .student import Student
-from .teacher import Halves, Teacher, split_teacher
+from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
 

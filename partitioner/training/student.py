@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from .design import Pair
+from .halves import Halves, Tail
 from .options import TrainOptions
 from .prior import FactorisedPrior
 from .quantiser import Quantiser
-from .teacher import Halves, Tail
 
 Tensor = torch.Tensor
 
