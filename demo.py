@@ -176,57 +176,6 @@ def _train_bottleneck(model: Any, folder: Path, progress: Progress) -> None:
         decoder_blocks=1,
         threads=1,
     )
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo.") as aside:
-        made = Path(aside) / "demo"
-        _prepare(made, progress)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
-
-
-def _prepare(folder: Path, progress: Progress) -> None:
-    """Train, export, cut, and write the held-out digits as pictures."""
-    from PIL import Image
-
-    from .partitioner import cut_model, digits, list_cuts
-
-    folder.mkdir(parents=True, exist_ok=True)
-    data = digits.load_digits()
-    model = digits.train(data, progress=lambda done, total: progress("training", done, total))
-    path = folder / "digits.onnx"
-    digits.export(model, str(path))
-    pictures = folder / "digits"
-    pictures.mkdir(exist_ok=True)
-    truth = {}
-    for i, (picture, label) in enumerate(zip(data.test_x, data.test_y, strict=True)):
-        truth[f"{i:03d}.png"] = int(label)
-        Image.fromarray(picture).save(pictures / f"{i:03d}.png", optimize=True)
-    (folder / "truth.json").write_text(json.dumps(truth))
-    calibration = folder / "calibration"
-    calibration.mkdir(exist_ok=True)
-    for i, picture in enumerate(data.train_x[:_CALIBRATION_FRAMES]):
-        Image.fromarray(picture).save(calibration / f"{i:03d}.png")
-    cut_model(
-        str(path),
-        list_cuts(str(path))[0].name,
-        calibrate=calibration,
-        preprocess=f"size={digits.SIZE},mean={digits.MEAN},std={digits.STD}",
-        output=folder / "bundles" / _CUT,
-        progress=progress,
-    )
-    _train_bottleneck(model, folder, progress)
-
-
-def _train_bottleneck(model: Any, folder: Path, progress: Progress) -> None:
-    """Train an encoder and a decoder in place of the classifier's first layers: one pair for three rates."""
-    from .partitioner import digits
-    from .partitioner.training import Teacher, TrainOptions, export, read_data, train
-
-    teacher = Teacher.load(model, preprocess=f"size={digits.SIZE},mean={digits.MEAN},std={digits.STD}")
-    data = read_data("digits", teacher.preprocess)
-    options = TrainOptions(
-        method="ladder", target_bytes=_TARGET_BYTES, channels=6, epochs=(8, 10), batch=64, rates=(6e-3, 3e-3), threads=1,
-        activation="relu", decoder_blocks=1,
-    )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder, prefix=".run.") as run:
         trained = train(teacher, data, options, output=run, progress=progress)
         export(trained, data, output=folder / "bundles" / _TRAINED, name=_TRAINED, progress=progress)
