@@ -172,9 +172,9 @@ def _train_bottleneck(model: Any, folder: Path, progress: Progress) -> None:
         epochs=(8, 10),
         batch=64,
         rates=(6e-3, 3e-3),
-        threads=1,
         activation="relu",
         decoder_blocks=1,
+        threads=1,
     )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".run.") as run:
         trained = train(teacher, data, options, output=run, progress=progress)
