@@ -86,6 +86,7 @@ def test_a_network_that_takes_no_picture_is_no_teacher() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_an_onnx_classifier_becomes_a_teacher() -> None:
+    pytest.importorskip("onnx2torch", reason="onnx2torch is not installed (the extra `onnx-teacher`)")
     path = model_path("cifar10_resnet20_jpegft.onnx")
     sys.path.append(str(FOLDER / "tools"))
     try:
