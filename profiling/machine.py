@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..planner.profile import Machine
+from ..runtime.cores import available_cores
 from ..runtime.session import SessionOptions, runtime
 from ..runtime.version import VERSION
 
@@ -33,7 +33,7 @@ def machine(name: str | None, options: SessionOptions) -> Machine:
     return Machine(
         name=name or platform.node() or processor,
         processor=processor,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        cores=available_cores(),
         threads=options.threads,
         providers=options.providers,
         onnxruntime=runtime().__version__,
