@@ -13,7 +13,7 @@ must not pass for a long path (BBR's ProbeRTT, Cardwell et al., ACM Queue 2016).
 _ROUND = 8
 """Frames by which something is decided, at least: so many that their median tells a queue from jitter."""
 _ODD_WAITING = 2.0
-"""Frames that seem to wait, or seem to be too few, from which on the link must have changed."""
+"""Frames that seem to wait for the link, or to be too few for it, from which on it must have changed."""
 _NOT_SERVICE = ("source", "total", "link")
 
 
@@ -34,6 +34,9 @@ class Window:
     LEAST_WAITING = 0.1
     MOST_WAITING = 1.1
     """More than one above the least: one frame more or less must not lead back and forth."""
+    WAITING_INSIDE = 0.4
+    """Of those that wait, what waits between the stages; the rest is not even taken from its source, and so is no older
+    than it must be. As much as keeps the slowest stage from running dry when something takes a moment longer."""
 
     def __init__(self, most: int, first: int = 2) -> None:
         """Begin.
@@ -48,6 +51,7 @@ class Window:
         self._link_ms: dict[Hashable, float] = {}
         """The link's own time, by kind of frame."""
         self._round: list[_Sample] = []
+        self._hold_ms = 0.0
         self._was_full = False
         self._opened = False
         self._seen = 0
@@ -58,13 +62,18 @@ class Window:
         self._learning = True
         self.limit = max(1, self._goal // 2)
 
-    def acquire(self) -> None:
-        """Wait for room for a frame; at once after `open`."""
+    def acquire(self) -> float:
+        """Wait for room for a frame; at once after `open`.
+
+        Returns:
+            For how many seconds the frame is better not taken from its source yet: it would only wait.
+        """
         with self._changed:
             while self._used >= self.limit and not self._opened:
                 self._changed.wait()
             self._used += 1
             self._was_full |= self._used >= self.limit
+            return 0.0 if self._opened else self._hold_ms / 1000
 
     def release(self) -> None:
         """A frame has left."""
@@ -105,13 +114,18 @@ class Window:
             return
         queued_ms = median(frame.link_ms - self._link_ms[frame.kind] for frame in known)
         waited_ms = median(frame.waited_ms for frame in frames)
-        waiting = self.limit * (waited_ms + queued_ms) / median(frame.total_ms for frame in frames)
-        if abs(waiting) > _ODD_WAITING:
-            self._begin_learning(min(self.limit, max(1, self.limit - int(waiting))))
+        cycle_ms = self._hold_ms + median(frame.total_ms for frame in frames)
+        waiting = self.limit * (self._hold_ms + waited_ms + queued_ms) / cycle_ms
+        on_link = self.limit * queued_ms / cycle_ms
+        if abs(on_link) > _ODD_WAITING:
+            self._begin_learning(min(self.limit, max(1, self.limit - int(on_link))))
         elif waiting > self.MOST_WAITING:
             self._set(max(1, self.limit - 1))
         elif waiting < self.LEAST_WAITING and self._was_full and self.limit < self._most:
             self._set(self.limit + 1)
+        else:
+            least_ms = self.WAITING_INSIDE * cycle_ms / self.limit
+            self._set(self.limit, max(0.0, self._hold_ms + (waited_ms + queued_ms - least_ms) / 2))
 
     def _begin_learning(self, goal: int) -> None:
         """See with half of `goal` how the link is, and then let all of it through."""
@@ -133,9 +147,10 @@ class Window:
             self._set(goal)
             self._goal = None
 
-    def _set(self, limit: int) -> None:
+    def _set(self, limit: int, hold_ms: float = 0.0) -> None:
         self._stale = max(limit, self.limit)
         self._was_full = False
+        self._hold_ms = hold_ms
         self.limit = limit
         self._changed.notify_all()
 

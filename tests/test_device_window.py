@@ -28,7 +28,7 @@ class Line:
     def __init__(self, window: Window) -> None:
         self.window = window
         self._free: dict[str, float] = {}
-        self._arrived = self._now = 0.0
+        self._arrived = self.now = 0.0
         self._under_way: deque[tuple[float, float, float]] = deque()
         self._draw = random.Random(0)
 
@@ -39,16 +39,16 @@ class Line:
         totals = []
         while len(totals) < frames:
             while len(self._under_way) < self.window.limit:
-                self.window.acquire()
-                at = link_began = self._now
+                began = self.now + 1000 * self.window.acquire()
+                at = link_began = began
                 for stage, took in stages_ms.items():
                     link_began = at if stage == "link" else link_began
                     at = self._free[stage] = max(at, self._free.get(stage, 0.0)) + took
                 at = self._arrived = max(self._arrived, at + path_ms + self._draw.uniform(0, jitter_ms))
-                self._under_way.append((at, self._now, at - link_began))
-            self._now, began, link_ms = self._under_way.popleft()
-            totals.append(self._now - began)
-            self.window.observe({**stages_ms, "link": link_ms, "total": self._now - began})
+                self._under_way.append((at, began, at - link_began))
+            self.now, began, link_ms = self._under_way.popleft()
+            totals.append(self.now - began)
+            self.window.observe({**stages_ms, "link": link_ms, "total": self.now - began})
             self.window.release()
         return totals
 
@@ -61,14 +61,19 @@ def test_a_line_runs_at_its_slowest_stage_and_nobody_waits_for_more_than_one(
     head: float, encode: float, link: float
 ) -> None:
     window, stages = Window(16), {"head": head, "encode": encode, "link": link}
-    totals = Line(window).run(stages, 2400)
+    line = Line(window)
+    totals = line.run(stages, 2400)
     slowest, alone = max(stages.values()), sum(stages.values())
     late = sorted(totals[400:])
     assert late[int(0.99 * len(late))] <= alone + 1.11 * slowest
+    assert late[len(late) // 2] <= alone + 0.75 * slowest  # what has to wait waits outside
     assert window.limit >= alone / slowest - 0.11  # fewer could not keep the slowest stage busy
+    began, frames = line.now, 200
+    line.run(stages, frames)
+    assert frames / (line.now - began) >= 0.93 / slowest
 
 
-@given(path=st.floats(5, 120), jitter=st.floats(0, 0.4))
+@given(path=st.floats(5, 120), jitter=st.floats(0, 0.3))
 def test_a_long_link_is_filled_whatever_its_jitter(path: float, jitter: float) -> None:
     window, stages = Window(32), {"head": 10.0, "encode": 1.0, "link": 1.0}
     line, limits, totals = Line(window), [], []
@@ -76,7 +81,7 @@ def test_a_long_link_is_filled_whatever_its_jitter(path: float, jitter: float) -
         totals += line.run(stages, 20, path, jitter * path)
         limits.append(window.limit)
     needed = (12 + path * (1 + jitter / 2)) / 10
-    assert np.mean(limits[30:]) >= 0.65 * needed  # frames that come in order wait for each other as well
+    assert np.mean(limits[30:]) >= 0.6 * needed  # frames that come in order wait for each other as well
     assert np.mean(limits[30:]) <= needed + 2.5
     assert np.median(totals[600:]) <= 12 + path * (1 + jitter) + 20
 
