@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ...runtime.errors import TrainingError
 from . import checkpoint
@@ -48,6 +49,8 @@ _PRIOR_FASTER = 5.0
 _STEPS_FASTER = 10.0
 """Logarithms of steps move over several units, weights over tenths."""
 _CLIP_NORM = 5.0
+_MEAN_SHARE = 0.01
+"""Of the newest weights in their mean."""
 _KEPT_BYTES = 8 << 30
 """Of the teacher's features and answers, with `views`; beyond, they are computed again each time."""
 
@@ -97,6 +100,8 @@ class Training:
         self._kept: dict[tuple[int, int], list[Tensor]] = {}
         self._kept_bytes = 0
         self._optimiser: torch.optim.Optimizer | None = None
+        self._mean: AveragedModel | None = None
+        """Of the student's weights over the last steps: what is judged, and what a stage leaves."""
 
     def run(self) -> None:
         """Train to the end, from the beginning or from the checkpoint in the folder.
@@ -132,9 +137,11 @@ class Training:
             self._save()
         if self._stopped():
             self._take_best()
+        elif self._mean is not None:
+            self.student.load_state_dict(self._judged.state_dict())
         self.position = Position(stage + 1, told=self.position.told)
         self.control.begin()
-        self._optimiser = None
+        self._optimiser = self._mean = None
         self._save()
 
     def _begin(self, stage: int) -> None:
@@ -149,6 +156,15 @@ class Training:
             module.requires_grad_(True).train()
         if self._optimiser is None:
             self._optimiser = _optimiser(student, self.options)
+            self._mean = mean_of(student) if self.options.averaged else None
+
+    @property
+    def _judged(self) -> Student:
+        """The student with the weights that a stage would leave if it ended now."""
+        if self._mean is None:
+            return self.student
+        made: Student = self._mean.module
+        return made
 
     def _epoch(self, stage: int, epoch: int, steps: int, epochs: int) -> None:
         assert self._optimiser is not None
@@ -167,6 +183,8 @@ class Training:
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP_NORM)
             self._optimiser.step()
+            if self._mean is not None:
+                self._mean.update_parameters(self.student)
             self.position.step += 1
             self.position.told += 1
             for name, value in parts.items():
@@ -242,9 +260,10 @@ class Training:
     # -- validation ----------------------------------------------------------------------------------------------------
 
     def _validate(self, stage: int, epoch: int) -> None:
-        learning = [m for m in self.student.modules() if m.training]
-        self.student.eval()
-        scores = judge(self.teacher, self.student, self.data.validation, self.control)
+        judged = self._judged
+        learning = [m for m in judged.modules() if m.training]
+        judged.eval()
+        scores = judge(self.teacher, judged, self.data.validation, self.control)
         for module in learning:
             module.training = True
         for q, score in enumerate(scores):
@@ -256,7 +275,7 @@ class Training:
         if loss < self.position.best:
             self.position.best, self.position.since_best = loss, 0
             if self.options.patience is not None:
-                checkpoint.save({"student": self.student.state_dict()}, self.folder / f"best-{stage}.pt")
+                checkpoint.save({"student": judged.state_dict()}, self.folder / f"best-{stage}.pt")
         else:
             self.position.since_best += 1
 
@@ -278,6 +297,7 @@ class Training:
             "student": self.student.state_dict(),
             "control": self.control.state(),
             "optimiser": self._optimiser.state_dict() if self._optimiser is not None else None,
+            "mean": self._mean.state_dict() if self._mean is not None else None,
         }
         checkpoint.save(state, self.folder / CHECKPOINT)
 
@@ -300,6 +320,8 @@ class Training:
             self._begin(self.position.stage)
             assert self._optimiser is not None
             self._optimiser.load_state_dict(state["optimiser"])
+            if self._mean is not None:
+                self._mean.load_state_dict(state["mean"])
         logger.warning("going on from stage %d, epoch %d", self.position.stage + 1, self.position.epoch + 1)
 
     def _refuse_nan(self, stage: int, epoch: int, step: int) -> None:
@@ -342,6 +364,20 @@ def _optimiser(student: Student, options: TrainOptions) -> torch.optim.Optimizer
         groups.setdefault((faster, options.weight_decay if decays else 0.0), []).append(parameter)
     made = [{"params": ps, "weight_decay": decay, "faster": faster} for (faster, decay), ps in groups.items()]
     return torch.optim.AdamW(made, lr=options.rates[0])
+
+
+def mean_of(student: nn.Module) -> AveragedModel:
+    """Of weights and running statistics, over about the last tenth of the steps and a hundred at most (Polyak, 1992).
+
+    What single steps add at random goes.
+    """
+
+    def follow(means: Sequence[Tensor], now: Sequence[Tensor], count: Tensor | int) -> None:
+        share = max(_MEAN_SHARE, 9 / (10 + int(count)))
+        for mean, value in zip(means, now, strict=True):
+            mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
+
+    return AveragedModel(student, multi_avg_fn=follow, use_buffers=True)
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
