@@ -73,7 +73,9 @@ _CIFAR = TrainOptions(
 _RUNGS = (120, 240, 480)
 """Bytes of a flower, four times as many at the end as at the beginning."""
 RECIPES = {
-    "flowers-bottlefit": Recipe("flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)),
+    "flowers-bottlefit": Recipe(
+        "flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)
+    ),
     "flowers-ladder": Recipe(
         "flowers",
         "one model, every rate",

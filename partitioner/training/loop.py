@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,25 @@ class Position:
     """Optimiser steps since the run began, for the curves."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a step is made of, all of it the same whenever its view comes round again."""
+
+    before: Tensor
+    """What `Student.before` makes of the pictures; the pictures, `uint8 [B, height, width, 3]`, where it keeps none."""
+    labels: Tensor
+    """`int64 [B]`"""
+    answer: Tensor
+    """The teacher's."""
+    features: list[Tensor]
+    """The teacher's at the cut, then at the taps."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of memory."""
+        return sum(one.numel() * one.element_size() for one in (self.before, self.answer, *self.features))
+
+
 @dataclass
 class Training:
     """One student's training. `run` may be called again after whatever ended it."""
@@ -97,7 +116,7 @@ class Training:
             self.data.train, self.options.batch, self.options.augmentation, self.options.seed, workers=1
         )
         self._scales: list[float] = []
-        self._kept: dict[tuple[int, int], list[Tensor]] = {}
+        self._kept: dict[tuple[int, int], Batch] = {}
         self._kept_bytes = 0
         self._optimiser: torch.optim.Optimizer | None = None
         self._mean: AveragedModel | None = None
@@ -161,22 +180,19 @@ class Training:
     @property
     def _judged(self) -> Student:
         """The student with the weights that a stage would leave if it ended now."""
-        if self._mean is None:
-            return self.student
-        made: Student = self._mean.module
-        return made
+        mean = self._mean.module if self._mean is not None else self.student
+        assert isinstance(mean, Student)
+        return mean
 
     def _epoch(self, stage: int, epoch: int, steps: int, epochs: int) -> None:
         assert self._optimiser is not None
         saved = time.monotonic()
         total = steps * epochs
         number = self._number(stage, epoch)
-        for pictures, labels in self.batches.epoch(number, self.position.step):
+        for batch in self._batches(number):
             step = self.position.step
             _set_rate(self._optimiser, self.options.rates[stage] * one_cycle(epoch * steps + step, total))
-            loss, parts = self._loss(
-                stage, (number, step), pictures, labels, seeded(self.options.seed, stage, epoch, step)
-            )
+            loss, parts = self._loss(stage, batch, seeded(self.options.seed, stage, epoch, step))
             if not math.isfinite(parts["loss"]):
                 self._refuse_nan(stage, epoch, step)
             self._optimiser.zero_grad(set_to_none=True)
@@ -201,27 +217,39 @@ class Training:
         return stage * 10_000 + epoch
 
     @torch.no_grad()
-    def _wanted(self, batch: tuple[int, int], x: Tensor) -> list[Tensor]:
-        """What the teacher makes of a batch: features at the cut, answer, taps."""
-        if (kept := self._kept.get(batch)) is not None:
-            return kept
-        features = self.halves.front(x)
-        made = [features, *self.halves.tail.tapped(features)]
-        if self.options.views and self._kept_bytes < _KEPT_BYTES:
-            self._kept[batch] = made
-            self._kept_bytes += sum(one.numel() * one.element_size() for one in made)
-        return made
+    def _batches(self, number: int) -> Iterator[Batch]:
+        """An epoch's batches from the position's step on. A view that was met before comes from memory."""
+        steps = range(self.position.step, self.batches.steps)
+        if all((number, step) in self._kept for step in steps):
+            yield from (self._kept[number, step] for step in steps)
+            return
+        for step, (pictures, labels) in zip(steps, self.batches.epoch(number, steps.start), strict=True):
+            batch = self._batch(pictures, labels)
+            if self.options.views and self._kept_bytes < _KEPT_BYTES:
+                self._kept[number, step] = batch
+                self._kept_bytes += batch.size_bytes
+            yield batch
 
-    def _loss(
-        self, stage: int, batch: tuple[int, int], pictures: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    @torch.no_grad()
+    def _batch(self, pictures: Tensor, labels: Tensor) -> Batch:
         x = self._pictures(pictures)
+        with self._precision():
+            features = self.halves.front(x)
+            answer, *taps = self.halves.tail.tapped(features)
+            before = self.student.before(x) if self.student.keeps else pictures
+        return Batch(before, labels.to(x.device), answer, [features, *taps])
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(
+            torch.device(self.options.device).type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
+        )
+
+    def _loss(self, stage: int, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x = batch.before if self.student.keeps else self._pictures(batch.before)
         quality = draw_qualities(len(x), self.options.qualities, generator).to(x.device)
-        lower = self.options.precision == "bfloat16"
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
-            features, *wanted = self._wanted(batch, x)
+        with self._precision():
             made = self.student.made(x, quality, generator)
-        parts = self._parts(stage, made, [features, *wanted[1:]], wanted[0], labels.to(x.device))
+        parts = self._parts(stage, made, batch)
         # Where the encoder is frozen the rate is what it is.
         if made.bits is not None and made.true_bits is not None and not (stage and self.options.encoder_frozen):
             parts["rate"] = self.control.loss(made.bits, quality)
@@ -234,18 +262,17 @@ class Training:
             told["bytes"] = float(made.true_bits.mean() / 8)
         return loss, told
 
-    def _parts(
-        self, stage: int, made: Made, features: Sequence[Tensor], answer: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def _parts(self, stage: int, made: Made, batch: Batch) -> dict[str, Tensor]:
         options = self.options
+        distilled = answer_loss(made.answer, batch.answer, options.temperature)
         if stage == 0:
-            parts = {"features": feature_loss(made.features, features, self._scales)}
+            parts = {"features": feature_loss(made.features, batch.features, self._scales)}
             if options.answer_weight:
-                parts["answer"] = options.answer_weight * answer_loss(made.answer, answer, options.temperature)
+                parts["answer"] = options.answer_weight * distilled
             return parts
-        parts = {"distilled": options.distil_weight * answer_loss(made.answer, answer, options.temperature)}
+        parts = {"distilled": options.distil_weight * distilled}
         if made.answer.ndim == 2 and options.distil_weight < 1:
-            parts["labels"] = (1 - options.distil_weight) * nn.functional.cross_entropy(made.answer, labels)
+            parts["labels"] = (1 - options.distil_weight) * nn.functional.cross_entropy(made.answer, batch.labels)
         return parts
 
     def _pictures(self, pixels: Any) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from .design import Pair
 from .halves import Halves, Tail
+from .inherit import Kept
 from .options import TrainOptions
 from .prior import FactorisedPrior
 from .quantiser import Quantiser
@@ -55,9 +56,19 @@ class Student(nn.Module):
         if self.prior is not None:
             self.prior.start(features, self.quantiser.log_steps.exp())
 
-    def made(self, pictures: Tensor, quality: Tensor, generator: torch.Generator) -> Made:
-        """Run as in training."""
-        features = self.encoder(pictures).float()
+    @property
+    def keeps(self) -> bool:
+        """Whether the encoder begins with layers that never change."""
+        return isinstance(self.encoder, nn.Sequential) and isinstance(self.encoder[0], Kept)
+
+    def before(self, pictures: Tensor) -> Tensor:
+        """What the encoder's unchanging layers make of normalised pictures; the pictures where it has none."""
+        return self.encoder[0](pictures) if self.keeps else pictures  # type: ignore[index]
+
+    def made(self, before: Tensor, quality: Tensor, generator: torch.Generator) -> Made:
+        """Run as in training, from what `before` gave."""
+        learning = self.encoder[1:] if self.keeps else self.encoder  # type: ignore[index]
+        features = learning(before).float()
         # What decides the symbols and what they cost is never computed in less than float32.
         with torch.autocast(features.device.type, enabled=False):
             seen, bits, true_bits = self._quantised(features, quality, generator)
