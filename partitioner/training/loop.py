@@ -29,7 +29,7 @@ from .judge import Score, judge
 from .losses import RateControl, answer_loss, feature_loss
 from .options import TrainOptions
 from .record import Recorder
-from .student import Made, Student
+from .student import TRUE_EVERY, Made, Student
 from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ class Training:
             parts["rate"] = self.control.loss(made.bits, quality)
             total = self.batches.steps * self.options.epochs[stage]
             done = (self.position.epoch * self.batches.steps + self.position.step) / total
-            self.control.follow(made.true_bits, quality, done, total)
+            self.control.follow(made.true_bits, quality[::TRUE_EVERY], done, total)
         loss = torch.stack(list(parts.values())).sum()
         told = {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
         if made.true_bits is not None:

@@ -17,6 +17,9 @@ from .quantiser import Quantiser
 
 Tensor = torch.Tensor
 
+TRUE_EVERY = 4
+"""Frames of a batch to one whose symbols are priced as they are."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -29,7 +32,8 @@ class Made:
     bits: Tensor | None
     """Of each frame, `float32 [B]`, by the prior, with noise for rounding; None where there is no prior."""
     true_bits: Tensor | None
-    """The same of the symbols themselves, without gradient: noise overstates or understates coarse steps."""
+    """The same of the symbols themselves, without gradient: noise overstates or understates coarse steps. Of every
+    `TRUE_EVERY`-th frame, since the prior is half of a small student's work."""
 
 
 class Student(nn.Module):
@@ -86,7 +90,7 @@ class Student(nn.Module):
         noisy, steps = self.quantiser.noisy(features, quality, generator), self.quantiser.steps(quality)
         bits = self.prior.bits(noisy, steps)
         with torch.no_grad():
-            true_bits = self.prior.bits(seen, steps)
+            true_bits = self.prior.bits(seen[::TRUE_EVERY], steps[::TRUE_EVERY])
         return noisy if self.options.relaxation == "noise" else seen, bits, true_bits
 
     def forward(self, pictures: Tensor, quality: Tensor) -> Tensor:
