@@ -80,7 +80,7 @@ RECIPES = {
         "flowers",
         "one model, every rate",
         "features.10",
-        replace(_FLOWERS, method="ladder", levels=32, target_bytes=_RUNGS),
+        replace(_FLOWERS, method="ladder", levels=32, target_bytes=_RUNGS, epochs=(4, 10)),
     ),
     **{
         f"flowers-entropic-{target}": Recipe(

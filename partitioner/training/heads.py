@@ -21,10 +21,11 @@ from .batches import Augmentation, Batches
 from .data import Part
 from .halves import Tail
 from .layers import Residual, convolution
-from .loop import Progress, draw_qualities, one_cycle, seeded
+from .loop import Progress
 from .options import TrainOptions
 from .record import Recorder
 from .run import Trained
+from .steps import draw_qualities, one_cycle, seeded
 from .student import Student
 
 Tensor = torch.Tensor
