@@ -7,7 +7,7 @@ import os
 import random
 import struct
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,7 @@ class Stream:
         self._channel = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         self._sent_s: dict[int, float] = {}
         self._next = 0
+        self._read: deque[pb.Outcome] = deque()
         self.result = Result()
 
     async def open(self) -> None:
@@ -83,6 +84,7 @@ class Stream:
             bundle=self._bundle.digest,
             coders=labels(),
             answer=pb.Answer(form=pb.Answer.TOP, top=1),
+            several=True,
         )
         await self._call.write(pb.ClientMessage(hello=hello))
         self.in_flight = (await self._call.read()).welcome.max_in_flight
@@ -98,9 +100,12 @@ class Stream:
 
     async def receive(self) -> None:
         """Take one outcome and count it."""
-        outcome = (await self._call.read()).outcome
-        now = time.perf_counter()
-        latency_ms = (now - self._sent_s.pop(outcome.id)) * 1e3
+        while not self._read:
+            self._read += outcomes_in(await self._call.read())
+        self._count(self._read.popleft())
+
+    def _count(self, outcome: pb.Outcome) -> None:
+        latency_ms = (time.perf_counter() - self._sent_s.pop(outcome.id)) * 1e3
         if outcome.HasField("error"):
             self.result.outcomes[outcome.error.code] += 1
             return
@@ -139,16 +144,18 @@ class Stream:
             message = await self._call.read()
             if message is grpc.aio.EOF:
                 return
-            latency_ms = (time.perf_counter() - self._sent_s.pop(message.outcome.id)) * 1e3
-            code = message.outcome.error.code or "ok"
-            self.result.outcomes[code] += 1
-            if code == "ok":
-                self.result.latencies_ms.append(latency_ms)
+            for outcome in outcomes_in(message):
+                self._count(outcome)
 
     async def close(self) -> None:
         """End the stream."""
         self._call.cancel()
         await self._channel.close()
+
+
+def outcomes_in(message: pb.ServerMessage) -> Sequence[pb.Outcome]:
+    """What one message of the server brings."""
+    return message.outcomes.outcomes if message.HasField("outcomes") else (message.outcome,)
 
 
 class OipStream(Stream):

@@ -49,6 +49,7 @@ class Greeting:
                 bundle=self.bundle,
                 coders=self.coders,
                 answer=wanted_to_wire(self.wanted),
+                several=True,
             )
         )
 
@@ -118,8 +119,11 @@ class Conversation:
         """
         try:
             for message in self._call:
-                if message.WhichOneof("message") is not None:  # a proxy may say an error in the wake of an empty one
-                    yield self._event(message)
+                kind = message.WhichOneof("message")
+                if kind == "outcomes":
+                    yield from map(_reply, message.outcomes.outcomes)
+                elif kind is not None:  # a proxy may say an error in the wake of an empty one
+                    yield self._event(kind, message)
         except grpc.RpcError as error:
             raise reason(error, self.target) from None
         raise ServerUnavailableError(f"{self.target} ended the stream")
@@ -140,13 +144,9 @@ class Conversation:
         self._call.cancel()
         self._channel.close()
 
-    def _event(self, message: pb.ServerMessage) -> Event:
-        kind = message.WhichOneof("message")
+    def _event(self, kind: str, message: pb.ServerMessage) -> Event:
         if kind == "outcome":
-            try:
-                return reply_from_wire(message.outcome)
-            except FrameError as error:
-                return Reply(message.outcome.id, error=error)
+            return _reply(message.outcome)
         if kind == "welcome":
             welcome = message.welcome
             codec.by_label(welcome.coder)
@@ -154,6 +154,13 @@ class Conversation:
         if kind == "draining":
             return Draining()
         raise ServerUnavailableError(f"{self.target} sent a message that this release does not know")
+
+
+def _reply(message: pb.Outcome) -> Reply:
+    try:
+        return reply_from_wire(message)
+    except FrameError as error:
+        return Reply(message.id, error=error)
 
 
 Converse = Callable[[str, Greeting, LinkOptions], Link]
