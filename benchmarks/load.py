@@ -41,6 +41,8 @@ class Result:
     latencies_ms: list[float] = field(default_factory=list)
     """Of the frames that were answered."""
     outcomes: Counter[str] = field(default_factory=Counter)
+    batches: int = 0
+    """Sum of the batch sizes that the answers tell of."""
     wrong: int = 0
     """Answers that are not the one that the frame must get."""
 
@@ -59,6 +61,7 @@ class Result:
         self.seconds = max(self.seconds, other.seconds)
         self.latencies_ms += other.latencies_ms
         self.outcomes += other.outcomes
+        self.batches += other.batches
         self.wrong += other.wrong
 
 
@@ -111,6 +114,7 @@ class Stream:
             return
         self.result.outcomes["ok"] += 1
         self.result.latencies_ms.append(latency_ms)
+        self.result.batches += outcome.timing.batch
         if self._expected is not None and outcome.top[0].index != self._expected[outcome.id % len(self._frames)]:
             self.result.wrong += 1
 
