@@ -101,22 +101,23 @@ class Stream:
         self.result.sent += 1
         await self._call.write(pb.ClientMessage(frame=frame))
 
-    async def receive(self) -> None:
-        """Take one outcome and count it."""
+    async def receive(self) -> int:
+        """Take one outcome and count it; milliseconds after which another try has a chance, where it says so."""
         while not self._read:
             self._read += outcomes_in(await self._call.read())
-        self._count(self._read.popleft())
+        return self._count(self._read.popleft())
 
-    def _count(self, outcome: pb.Outcome) -> None:
+    def _count(self, outcome: pb.Outcome) -> int:
         latency_ms = (time.perf_counter() - self._sent_s.pop(outcome.id)) * 1e3
         if outcome.HasField("error"):
             self.result.outcomes[outcome.error.code] += 1
-            return
+            return outcome.error.retry_ms
         self.result.outcomes["ok"] += 1
         self.result.latencies_ms.append(latency_ms)
         self.result.batches += outcome.timing.batch
         if self._expected is not None and outcome.top[0].index != self._expected[outcome.id % len(self._frames)]:
             self.result.wrong += 1
+        return 0
 
     async def closed_loop(self, window: int, seconds: float) -> None:
         """Keep `window` frames in flight for so long, then wait for those that are left."""
@@ -124,7 +125,8 @@ class Stream:
         for _ in range(window):
             await self.send()
         while time.perf_counter() - start < seconds:
-            await self.receive()
+            if (retry_ms := await self.receive()) > 0:
+                await asyncio.sleep(retry_ms / 1e3)  # as a device does: asking again at once is a load of its own
             await self.send()
         while self._sent_s:
             await self.receive()
@@ -144,12 +146,12 @@ class Stream:
         await reader
 
     async def _receive_all(self) -> None:
-        while True:
-            message = await self._call.read()
-            if message is grpc.aio.EOF:
-                return
-            for outcome in outcomes_in(message):
-                self._count(outcome)
+        while (message := await self._call.read()) is not grpc.aio.EOF:
+            self._count_all(message)
+
+    def _count_all(self, message: pb.ServerMessage) -> None:
+        for outcome in outcomes_in(message):
+            self._count(outcome)
 
     async def close(self) -> None:
         """End the stream."""
@@ -188,12 +190,14 @@ class OipStream(Stream):
         self.result.sent += 1
         await self._call.write(request)
 
-    async def receive(self) -> None:
+    async def receive(self) -> int:
         """Take one response and count it."""
-        answer = await self._call.read()
-        number = int(answer.infer_response.id)
-        latency_ms = (time.perf_counter() - self._sent_s.pop(number)) * 1e3
-        if answer.error_message:
+        self._count_all(await self._call.read())
+        return 0
+
+    def _count_all(self, message: oip_pb2.ModelStreamInferResponse) -> None:
+        latency_ms = (time.perf_counter() - self._sent_s.pop(int(message.infer_response.id))) * 1e3
+        if message.error_message:
             self.result.outcomes["error"] += 1
             return
         self.result.outcomes["ok"] += 1
