@@ -153,8 +153,12 @@ class Stream:
         for outcome in outcomes_in(message):
             self._count(outcome)
 
+    def cancel(self) -> None:
+        """Break the stream off, whatever is in flight; `open` begins another on the same connection."""
+        self._call.cancel()
+
     async def close(self) -> None:
-        """End the stream."""
+        """End the stream and its connection."""
         self._call.cancel()
         await self._channel.close()
 
