@@ -134,6 +134,8 @@ def soak(server: Server, life: Life, frames: int, cancelled: int) -> dict[str, i
             if looks % 4 == 0:
                 server.sample()
                 progress.update(task, completed=server.samples[-1][0], description=server.line(total))
+                if not progress.console.is_terminal and len(server.samples) % 10 == 0:
+                    print(server.line(total), file=sys.stderr, flush=True)
     raise AssertionError("unreachable")
 
 

@@ -147,9 +147,10 @@ class DeviceStream:
         if not self._several or not self._outbox:
             return pb.ServerMessage(outcome=first)
         together, size = [first], first.ByteSize()
-        while self._outbox and size < TOGETHER_BYTES and isinstance(self._outbox[0], pb.Outcome):
-            together.append(self._outbox.popleft())
-            size += together[-1].ByteSize()
+        while self._outbox and size < TOGETHER_BYTES and isinstance(following := self._outbox[0], pb.Outcome):
+            self._outbox.popleft()
+            together.append(following)
+            size += following.ByteSize()
         return pb.ServerMessage(outcomes=pb.Outcomes(outcomes=together))
 
     def _take(self, message: pb.Frame) -> None:
