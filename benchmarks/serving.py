@@ -187,9 +187,14 @@ def equal_load(
     rows = []
     for system in running:
         total = Result()
-        with on_cores(LAST):
-            for result in asyncio.run(poisson(system.place[0], bundle, frames, [rate / 8] * 8, seconds, system.kind)):
-                total.merge(result)
+        try:
+            with on_cores(LAST):
+                loads = poisson(system.place[0], bundle, frames, [rate / 8] * 8, seconds, system.kind)
+                for result in asyncio.run(loads):
+                    total.merge(result)
+        except grpc.aio.AioRpcError as error:
+            print(f"{system.name} did not survive {rate:.0f} frames a second: {error.details()}", file=sys.stderr)
+            continue
         rows.append(
             {
                 "server": system.name,

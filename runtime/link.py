@@ -21,6 +21,8 @@ SHORTEST_PING_S = 5.0
 HTTP2_FRAME_BYTES = 16_384
 HTTP2_HEADER_BYTES = 9
 GRPC_PREFIX_BYTES = 5
+PACKET_BYTES = 1400
+"""What one TCP segment carries through nearly any network: what fits into it together arrives together anyway."""
 
 
 @dataclass(frozen=True, slots=True)
