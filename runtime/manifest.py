@@ -266,6 +266,13 @@ class Preprocess:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     layout: Literal["nchw", "nhwc"] = "nchw"
 
+    @property
+    def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The same as one multiplication and one addition a channel: factors and offsets."""
+        factors = tuple(self.scale / deviation for deviation in self.std)
+        offsets = tuple(-mean / deviation for mean, deviation in zip(self.mean, self.std, strict=True))
+        return factors, offsets
+
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:

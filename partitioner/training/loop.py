@@ -11,13 +11,14 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ...runtime.errors import TrainingError
 from . import checkpoint
@@ -28,7 +29,7 @@ from .judge import Score, judge
 from .losses import RateControl, answer_loss, feature_loss
 from .options import TrainOptions
 from .record import Recorder
-from .student import Made, Student
+from .student import TRUE_EVERY, Made, Student
 from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ _PRIOR_FASTER = 5.0
 _STEPS_FASTER = 10.0
 """Logarithms of steps move over several units, weights over tenths."""
 _CLIP_NORM = 5.0
+_MEAN_SHARE = 0.01
+"""Of the newest weights in their mean."""
 _KEPT_BYTES = 8 << 30
 """Of the teacher's features and answers, with `views`; beyond, they are computed again each time."""
 
@@ -72,6 +75,25 @@ class Position:
     """Optimiser steps since the run began, for the curves."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a step is made of, all of it the same whenever its view comes round again."""
+
+    before: Tensor
+    """What `Student.before` makes of the pictures; the pictures, `uint8 [B, height, width, 3]`, where it keeps none."""
+    labels: Tensor
+    """`int64 [B]`"""
+    answer: Tensor
+    """The teacher's."""
+    features: list[Tensor]
+    """The teacher's at the cut, then at the taps."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of memory."""
+        return sum(one.numel() * one.element_size() for one in (self.before, self.answer, *self.features))
+
+
 @dataclass
 class Training:
     """One student's training. `run` may be called again after whatever ended it."""
@@ -94,9 +116,11 @@ class Training:
             self.data.train, self.options.batch, self.options.augmentation, self.options.seed, workers=1
         )
         self._scales: list[float] = []
-        self._kept: dict[tuple[int, int], list[Tensor]] = {}
+        self._kept: dict[tuple[int, int], Batch] = {}
         self._kept_bytes = 0
         self._optimiser: torch.optim.Optimizer | None = None
+        self._mean: AveragedModel | None = None
+        """Of the student's weights over the last steps: what is judged, and what a stage leaves."""
 
     def run(self) -> None:
         """Train to the end, from the beginning or from the checkpoint in the folder.
@@ -132,9 +156,11 @@ class Training:
             self._save()
         if self._stopped():
             self._take_best()
+        elif self._mean is not None:
+            self.student.load_state_dict(self._judged.state_dict())
         self.position = Position(stage + 1, told=self.position.told)
         self.control.begin()
-        self._optimiser = None
+        self._optimiser = self._mean = None
         self._save()
 
     def _begin(self, stage: int) -> None:
@@ -149,24 +175,32 @@ class Training:
             module.requires_grad_(True).train()
         if self._optimiser is None:
             self._optimiser = _optimiser(student, self.options)
+            self._mean = mean_of(student) if self.options.averaged else None
+
+    @property
+    def _judged(self) -> Student:
+        """The student with the weights that a stage would leave if it ended now."""
+        mean = self._mean.module if self._mean is not None else self.student
+        assert isinstance(mean, Student)
+        return mean
 
     def _epoch(self, stage: int, epoch: int, steps: int, epochs: int) -> None:
         assert self._optimiser is not None
         saved = time.monotonic()
         total = steps * epochs
         number = self._number(stage, epoch)
-        for pictures, labels in self.batches.epoch(number, self.position.step):
+        for batch in self._batches(number):
             step = self.position.step
             _set_rate(self._optimiser, self.options.rates[stage] * one_cycle(epoch * steps + step, total))
-            loss, parts = self._loss(
-                stage, (number, step), pictures, labels, seeded(self.options.seed, stage, epoch, step)
-            )
+            loss, parts = self._loss(stage, batch, seeded(self.options.seed, stage, epoch, step))
             if not math.isfinite(parts["loss"]):
                 self._refuse_nan(stage, epoch, step)
             self._optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP_NORM)
             self._optimiser.step()
+            if self._mean is not None:
+                self._mean.update_parameters(self.student)
             self.position.step += 1
             self.position.told += 1
             for name, value in parts.items():
@@ -183,51 +217,62 @@ class Training:
         return stage * 10_000 + epoch
 
     @torch.no_grad()
-    def _wanted(self, batch: tuple[int, int], x: Tensor) -> list[Tensor]:
-        """What the teacher makes of a batch: features at the cut, answer, taps."""
-        if (kept := self._kept.get(batch)) is not None:
-            return kept
-        features = self.halves.front(x)
-        made = [features, *self.halves.tail.tapped(features)]
-        if self.options.views and self._kept_bytes < _KEPT_BYTES:
-            self._kept[batch] = made
-            self._kept_bytes += sum(one.numel() * one.element_size() for one in made)
-        return made
+    def _batches(self, number: int) -> Iterator[Batch]:
+        """An epoch's batches from the position's step on. A view that was met before comes from memory."""
+        steps = range(self.position.step, self.batches.steps)
+        if all((number, step) in self._kept for step in steps):
+            yield from (self._kept[number, step] for step in steps)
+            return
+        for step, (pictures, labels) in zip(steps, self.batches.epoch(number, steps.start), strict=True):
+            batch = self._batch(pictures, labels)
+            if self.options.views and self._kept_bytes < _KEPT_BYTES:
+                self._kept[number, step] = batch
+                self._kept_bytes += batch.size_bytes
+            yield batch
 
-    def _loss(
-        self, stage: int, batch: tuple[int, int], pictures: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    @torch.no_grad()
+    def _batch(self, pictures: Tensor, labels: Tensor) -> Batch:
         x = self._pictures(pictures)
+        with self._precision():
+            features = self.halves.front(x)
+            answer, *taps = self.halves.tail.tapped(features)
+            before = self.student.before(x) if self.student.keeps else pictures
+        return Batch(before, labels.to(x.device), answer, [features, *taps])
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(
+            torch.device(self.options.device).type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
+        )
+
+    def _loss(self, stage: int, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x = batch.before if self.student.keeps else self._pictures(batch.before)
         quality = draw_qualities(len(x), self.options.qualities, generator).to(x.device)
-        lower = self.options.precision == "bfloat16"
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
-            features, *wanted = self._wanted(batch, x)
+        with self._precision():
             made = self.student.made(x, quality, generator)
-        parts = self._parts(stage, made, [features, *wanted[1:]], wanted[0], labels.to(x.device))
+        parts = self._parts(stage, made, batch)
         # Where the encoder is frozen the rate is what it is.
         if made.bits is not None and made.true_bits is not None and not (stage and self.options.encoder_frozen):
             parts["rate"] = self.control.loss(made.bits, quality)
             total = self.batches.steps * self.options.epochs[stage]
             done = (self.position.epoch * self.batches.steps + self.position.step) / total
-            self.control.follow(made.true_bits, quality, done, total)
+            self.control.follow(made.true_bits, quality[::TRUE_EVERY], done, total)
         loss = torch.stack(list(parts.values())).sum()
         told = {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
         if made.true_bits is not None:
             told["bytes"] = float(made.true_bits.mean() / 8)
         return loss, told
 
-    def _parts(
-        self, stage: int, made: Made, features: Sequence[Tensor], answer: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def _parts(self, stage: int, made: Made, batch: Batch) -> dict[str, Tensor]:
         options = self.options
+        distilled = answer_loss(made.answer, batch.answer, options.temperature)
         if stage == 0:
-            parts = {"features": feature_loss(made.features, features, self._scales)}
+            parts = {"features": feature_loss(made.features, batch.features, self._scales)}
             if options.answer_weight:
-                parts["answer"] = options.answer_weight * answer_loss(made.answer, answer, options.temperature)
+                parts["answer"] = options.answer_weight * distilled
             return parts
-        parts = {"distilled": options.distil_weight * answer_loss(made.answer, answer, options.temperature)}
+        parts = {"distilled": options.distil_weight * distilled}
         if made.answer.ndim == 2 and options.distil_weight < 1:
-            parts["labels"] = (1 - options.distil_weight) * nn.functional.cross_entropy(made.answer, labels)
+            parts["labels"] = (1 - options.distil_weight) * nn.functional.cross_entropy(made.answer, batch.labels)
         return parts
 
     def _pictures(self, pixels: Any) -> Tensor:
@@ -242,9 +287,10 @@ class Training:
     # -- validation ----------------------------------------------------------------------------------------------------
 
     def _validate(self, stage: int, epoch: int) -> None:
-        learning = [m for m in self.student.modules() if m.training]
-        self.student.eval()
-        scores = judge(self.teacher, self.student, self.data.validation, self.control)
+        judged = self._judged
+        learning = [m for m in judged.modules() if m.training]
+        judged.eval()
+        scores = judge(self.teacher, judged, self.data.validation, self.control)
         for module in learning:
             module.training = True
         for q, score in enumerate(scores):
@@ -256,7 +302,7 @@ class Training:
         if loss < self.position.best:
             self.position.best, self.position.since_best = loss, 0
             if self.options.patience is not None:
-                checkpoint.save({"student": self.student.state_dict()}, self.folder / f"best-{stage}.pt")
+                checkpoint.save({"student": judged.state_dict()}, self.folder / f"best-{stage}.pt")
         else:
             self.position.since_best += 1
 
@@ -278,6 +324,7 @@ class Training:
             "student": self.student.state_dict(),
             "control": self.control.state(),
             "optimiser": self._optimiser.state_dict() if self._optimiser is not None else None,
+            "mean": self._mean.state_dict() if self._mean is not None else None,
         }
         checkpoint.save(state, self.folder / CHECKPOINT)
 
@@ -300,6 +347,8 @@ class Training:
             self._begin(self.position.stage)
             assert self._optimiser is not None
             self._optimiser.load_state_dict(state["optimiser"])
+            if self._mean is not None:
+                self._mean.load_state_dict(state["mean"])
         logger.warning("going on from stage %d, epoch %d", self.position.stage + 1, self.position.epoch + 1)
 
     def _refuse_nan(self, stage: int, epoch: int, step: int) -> None:
@@ -342,6 +391,20 @@ def _optimiser(student: Student, options: TrainOptions) -> torch.optim.Optimizer
         groups.setdefault((faster, options.weight_decay if decays else 0.0), []).append(parameter)
     made = [{"params": ps, "weight_decay": decay, "faster": faster} for (faster, decay), ps in groups.items()]
     return torch.optim.AdamW(made, lr=options.rates[0])
+
+
+def mean_of(student: nn.Module) -> AveragedModel:
+    """Of weights and running statistics, over about the last tenth of the steps and a hundred at most (Polyak, 1992).
+
+    What single steps add at random goes.
+    """
+
+    def follow(means: Sequence[Tensor], now: Sequence[Tensor], count: Tensor | int) -> None:
+        share = max(_MEAN_SHARE, 9 / (10 + int(count)))
+        for mean, value in zip(means, now, strict=True):
+            mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
+
+    return AveragedModel(student, multi_avg_fn=follow, use_buffers=True)
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -77,7 +77,8 @@ class Teacher:
         p = self.preprocess
         x = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.ascontiguousarray(pixels))
         x = x.flip(3) if p.order == "bgr" else x
-        x = (x.float() * p.scale - torch.tensor(p.mean)) / torch.tensor(p.std)
+        factors, offsets = (torch.tensor(values) for values in p.affine)
+        x = x.float() * factors + offsets
         return x.permute(0, 3, 1, 2)  # channels last in memory, as convolutions are quickest
 
 
