@@ -90,6 +90,8 @@ class Batcher:
         self._ready: list[Ready] = []
         self._ran: deque[Ran] = deque()
         self._decoding = self._running = 0
+        self._idle = self._called = 0
+        """Workers that wait, and those that were woken and have not looked yet."""
         self._runner = BatchRunner(engine, shape, self._observe)
         # One thread more than runs: it decodes the next batch meanwhile, and sees the last one off.
         self._threads = [
@@ -115,8 +117,7 @@ class Batcher:
             displaced = self._queue.push(job.client.name, job, self._capacity)
             if displaced is job:
                 raise self.overloaded()
-            if self._can_decode:  # waking a worker for nothing would cost as much as taking the frame in
-                self._filled.notify()
+            self._call_for_decoding()
         return displaced
 
     def overloaded(self) -> OverloadedError:
@@ -137,7 +138,7 @@ class Batcher:
         """Take no more jobs, run what is queued, end the workers."""
         with self._filled:
             self._closed = True
-            self._filled.notify_all()
+            self._call(self._idle)
         for thread in self._threads:
             thread.join()
 
@@ -183,12 +184,28 @@ class Batcher:
         with self._filled:
             while (step := self._choose()) is None:
                 if self._closed and not self._queue and not self._ready:
-                    self._filled.notify_all()
+                    self._call(self._idle)
                     return None
+                self._idle += 1
                 self._filled.wait()
-            if self._can_run or self._ran or self._can_decode:
-                self._filled.notify()  # there is more than this worker takes
+                self._called -= 1
+            if self._can_run or self._ran:
+                self._call()
+            else:
+                self._call_for_decoding()
             return step
+
+    def _call(self, count: int = 1) -> None:
+        """Wake workers, or as many as wait."""
+        count = min(count, self._idle)
+        self._idle -= count
+        self._called += count
+        self._filled.notify(count)
+
+    def _call_for_decoding(self) -> None:
+        """Wake a worker where each that decodes has a next frame already: waking costs as much as taking a frame in."""
+        if self._can_decode and len(self._queue) > self._decoding + self._called:
+            self._call()
 
     def _choose(self) -> Callable[[], None] | None:
         """The most urgent thing to do. The graph is never to wait: it goes before the answers of its last run."""
