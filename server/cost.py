@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 _NEWEST = 0.1
 """Weight of the newest run in the moving mean: a neighbour's burst on the same cores is forgotten in some twenty."""
-_ENOUGH = 0.9
+_ENOUGH = 0.95
 """A batch size is good enough at this share of the best throughput; the smallest such answers soonest."""
 _PATIENCE = 2
 """Sizes without gain before trying larger ones ends."""
