@@ -46,11 +46,12 @@ from narrows.planner.link import Link
 from narrows.planner.predict import Prediction, predict
 from narrows.planner.profile import Profile, read, write
 from narrows.planner.queueing import BatchCurve, solve
-from narrows.profiling import ProfileOptions, open_bundle, profile_bundles
 from narrows.profiling import serving as profiling_serving
 from narrows.profiling import whole as profiling_whole
+from narrows.profiling.bundle import open_bundle, profile_bundles
 from narrows.profiling.frames import read_frames
 from narrows.profiling.model import CuttingOptions, profile_model
+from narrows.profiling.options import ProfileOptions
 from narrows.profiling.serving import Client, coded_frames
 from narrows.runtime.answer import Form, Wanted
 from narrows.runtime.bundle import Bundle

@@ -69,9 +69,10 @@ class CutMeter:
                     self._fidelity[quality].compare(self.bundle.manifest, outputs, references[i], frame.label)
         until = time.perf_counter() + self.options.steady.most_s
         while (loose := self._loose()) and time.perf_counter() < until:
+            with_tail = bool({"tail", "final"}.intersection(self._unsettled()))
             for frame in self.frames:
                 for quality in loose:
-                    self._run(frame, quality, self.watch)
+                    self._run(frame, quality, self.watch, with_tail=with_tail)
         return [" at quality ".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in self._unsettled()]
 
     def profile(self, *, own_sizes: bool, energy_j: float | None) -> CutProfile:
@@ -107,8 +108,10 @@ class CutMeter:
         arrays = dict(zip((spec.name for spec in self.bundle.manifest.inputs), frame.arrays, strict=True))
         return self.head.run([arrays[spec.name] for spec in self.head.inputs], quality)
 
-    def _run(self, frame: Frame, quality: int, watch: Stopwatch) -> tuple[int, Mapping[str, Array] | None]:
-        """One frame all the way: its payload's bytes and, where there is a tail, the model's outputs."""
+    def _run(
+        self, frame: Frame, quality: int, watch: Stopwatch, *, with_tail: bool = True
+    ) -> tuple[int, Mapping[str, Array] | None]:
+        """One frame all the way: its payload's bytes and, where there is a tail that is wanted, the model's outputs."""
         with watch("head"):
             features = self.run_head(frame, quality)
         with watch(("encode", quality)):
@@ -117,6 +120,8 @@ class CutMeter:
             return coded.payload_bytes, None
         with watch(("decode", quality)):
             symbols = self.codec.unpack(coded)
+        if not with_tail:
+            return coded.payload_bytes, None
         with watch("tail"):
             answer = self.tail.run([symbols], [quality])[0]
         if self.final is None:

@@ -21,8 +21,9 @@ from narrows.planner.choose import Constraints, plan
 from narrows.planner.link import Link
 from narrows.planner.profile import Estimate, parse, write
 from narrows.planner.shortlist import shortlist
-from narrows.profiling import ProfileOptions, open_bundle, profile_bundles
+from narrows.profiling.bundle import open_bundle, profile_bundles
 from narrows.profiling.model import CuttingOptions, profile_model
+from narrows.profiling.options import ProfileOptions
 from narrows.profiling.stopwatch import Steady
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.errors import ModelError, UsageError

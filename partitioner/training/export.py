@@ -16,7 +16,7 @@ from torch import nn
 from ...runtime.bundle import Bundle, BundleWriter
 from ...runtime.manifest import SCHEMA, Cut, Manifest, OutputSpec, Quality
 from ..build import bundle_name, check_labels, made_by, write_cut
-from ..plan import Plan, make_plan
+from ..plan import Plan, Uncut
 from ..preprocess import with_pictures
 from ..runner import Runner
 from ..tables import TABLES, payload_counter
@@ -81,14 +81,9 @@ def export(
     rest = nn.Sequential(student.decoder, student.tail)
     model = student_model(student.encoder, rest, teacher.example, "student", OUTPUT)
     model = with_pictures(model, teacher.preprocess)
-    plan = make_plan(
-        model,
-        [BOTTLENECK],
-        [],
-        calibrate=_some(data.train, _TABLE_FRAMES),
-        preprocess=teacher.preprocess,
-        limit=_TABLE_FRAMES,
-    )
+    some = _some(data.train, _TABLE_FRAMES)
+    uncut = Uncut(model, calibrate=some, preprocess=teacher.preprocess, limit=_TABLE_FRAMES)
+    plan = uncut.plan([BOTTLENECK])
     tell("exporting", 1, 1)
     with BundleWriter(Path(output)) as writer:
         cut, outputs = write_cut(plan, {BOTTLENECK: student.quantiser.table()}, writer, tell)
