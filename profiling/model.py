@@ -72,7 +72,8 @@ def profile_model(
         Estimate(point.name, round(ms, 4), point.raw_bytes, point.symbol_bytes, point.depth)
         for point, ms in zip(found.points, found.heads_ms, strict=True)
     )
-    chosen = shortlist(estimates, found.whole_ms, cutting.cuts)
+    picture_values = preprocess.height * preprocess.width * 3 if preprocess is not None else None
+    chosen = shortlist(estimates, found.whole_ms, cutting.cuts, picture_values)
     with tempfile.TemporaryDirectory(prefix="narrows-profile-") as name:
         ready = prepare(loaded, calibrate=options.images, preprocess=preprocess, frames=cutting.frames)
         bundles, notes = _cut(ready, [one.name for one in chosen], loaded.name, Path(name), progress)
