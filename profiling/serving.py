@@ -38,8 +38,8 @@ _BURSTS = 4
 """Of each size."""
 _CONNECTS = 7
 _PAUSE_S = 0.02
-"""Before a frame that is timed: a device's frame finds threads and caches that have waited, too, and not those that have
-just served another."""
+"""Before a frame that is timed: a device's frame finds threads and caches that have waited, too, and none that just
+served another."""
 
 
 @dataclass(frozen=True, slots=True)

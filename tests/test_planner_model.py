@@ -89,7 +89,7 @@ def test_the_shortlist_has_the_best_of_every_link_and_no_twins() -> None:
     assert len(shortlist(estimates, 10.0, 10)) == 3
     assert shortlist([], 10.0, 3) == []
     # What takes more bytes than the picture itself can never win over sending that.
-    assert "early" not in {one.name for one in shortlist(estimates, 10.0, 10, picture_values=10)}
+    assert "early" not in {one.name for one in shortlist(estimates, 10.0, 10, picture_values=100_000)}
 
 
 def test_a_model_is_profiled_and_its_cuts_kept_as_one_bundle(saved: Path, data: Path, tmp_path: Path) -> None:
