@@ -67,7 +67,7 @@ def study(model: Model, options: argparse.Namespace, folder: Path) -> Iterator[d
     """A row for each link and speed: prediction and measurement of every candidate."""
     late_ms = slowed.emulator_lateness_ms()
     print(f"the emulator is late by {late_ms:.2f} ms a round trip", file=sys.stderr)
-    job = slowed.bench_job(model, folder, OFFLOADS, options.frames, options.rounds)
+    job = slowed.bench_job(model, folder, options, OFFLOADS, options.frames)
     with server_process(model.bundle) as served:
         job |= {"address": served.address, "own": [*job["own"], served.pid]}
         for factor in options.speeds:
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--speeds", nargs="+", type=float, default=SPEEDS, help="times that the device is slower")
     parser.add_argument("--cuts", type=int, default=4)
     parser.add_argument("--qualities", type=int, default=3, help="of each cut that are measured, at most")
-    parser.add_argument("--rounds", type=int, default=PICTURES, help="frames of each point over each link")
+    slowed.add_options(parser)
     parser.add_argument("--frames", type=int, default=4 * PICTURES, help="pictures of the profile")
     parser.add_argument("--queue-seconds", type=float, default=20, help="of each load on the server; 0 for none")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

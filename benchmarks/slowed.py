@@ -8,6 +8,7 @@ are measured again, and for each picture the round is kept that others disturbed
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -48,7 +49,7 @@ PICTURES = 12
 PING_RTT_MS = 10
 DISTURBED = 0.15
 """Processors that others may take during a round, or a profile, before it is measured again."""
-MOST_ROUNDS = 3
+REPEATS = 3
 """Times that a picture's round, or a profile, is measured, at most."""
 
 
@@ -184,7 +185,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         for picture in pictures[:WARM_UP]:
             take(picture)
-        for _ in range(MOST_ROUNDS):
+        for _ in range(job["repeats"]):
             for number in range(job["rounds"]):
                 if number in kept and kept[number][0] <= DISTURBED:
                     continue
@@ -210,7 +211,7 @@ def device_process(job: Mapping[str, Any]) -> bytes:
 def profiled(model: Model, job: Mapping[str, Any], folder: Path) -> Profile:
     """The slowed device's profile against the server: the one that others disturbed least, of three at most."""
     best: tuple[float, Profile] | None = None
-    for _ in range(MOST_ROUNDS):
+    for _ in range(job["repeats"]):
         path = folder / f"{model.name}-{job['factor']:g}.json"
         others = Others(job["own"])
         path.write_bytes(device_process({**job, "task": "profile"}))
@@ -282,12 +283,26 @@ def save_pictures(model: Model, path: Path) -> None:
     np.save(path, np.stack([found[int(rank)] for rank in ranks]))
 
 
-def bench_job(model: Model, folder: Path, encodings: Sequence[Point], frames: int, rounds: int) -> dict[str, Any]:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What the benchmarks that use this have in common."""
+    parser.add_argument("--rounds", type=int, default=PICTURES, help="frames of each point over each link")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of what other processes disturbed, at most")
+
+
+def bench_job(
+    model: Model, folder: Path, options: argparse.Namespace, encodings: Sequence[Point], frames: int
+) -> dict[str, Any]:
     """What the device's process is told of a model, its pace included."""
     pictures = folder / f"{model.name}.npy"
     save_pictures(model, pictures)
     job: dict[str, Any] = {"bundle": str(model.bundle), "images": str(model.images), "frames": frames}
-    job |= {"rounds": rounds, "pictures": str(pictures), "factor": 1.0, "own": [os.getpid()]}
+    job |= {
+        "rounds": options.rounds,
+        "repeats": options.repeats,
+        "pictures": str(pictures),
+        "factor": 1.0,
+        "own": [os.getpid()],
+    }
     job["encodings"] = [asdict(point) for point in encodings]
     job["pace"] = json.loads(device_process({**job, "frames": PICTURES, "task": "pace"}))
     return job

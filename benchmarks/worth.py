@@ -42,11 +42,11 @@ DROP = 0.6
 
 def study(model: Model, options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     late_ms = slowed.emulator_lateness_ms()
-    job = slowed.bench_job(model, folder, ENCODINGS, PICTURES, options.rounds)
+    job = slowed.bench_job(model, folder, options, ENCODINGS, PICTURES)
     with server_process(model.bundle) as served:
         job |= {"address": served.address, "own": [*job["own"], served.pid]}
         # Sizes and accuracy are those of all the pictures; times are the slow device's.
-        judged = slowed.profiled(model, {**job, "frames": options.frames}, folder)
+        judged = slowed.profiled(model, {**job, "frames": options.frames, "repeats": 1}, folder)
         for factor in options.speeds:
             job["factor"] = factor
             device = slowed.with_lateness(slowed.profiled(model, job, folder), late_ms)
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--speeds", nargs="+", type=float, default=SPEEDS, help="times that the device is slower")
     parser.add_argument("--drop", type=float, default=DROP, help="points of accuracy that may be lost")
     parser.add_argument("--frames", type=int, default=1000, help="pictures for accuracy and sizes, at most")
-    parser.add_argument("--rounds", type=int, default=PICTURES, help="frames of each point over each link")
+    slowed.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--markdown", action="store_true", help="print a table for the README")
     options = parser.parse_args()
