@@ -18,7 +18,7 @@ from narrows.partitioner.training.batches import PHOTOGRAPHS, SMALL_PICTURES
 from narrows.partitioner.training.data import ImageData, read_data
 from narrows.partitioner.training.recipe import run_recipe
 from narrows.runtime.manifest import Preprocess
-from teachers import MEAN, STD, cache_folder, cifar_data, flowers, flowers_data, resnet20
+from teachers import MEAN, STD, cache_folder, cifar_data, flowers, flowers_data, resnet20, turned_data, which_way_up
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ _FLOWERS = TrainOptions(
     decoder_blocks=1,
     head_params=27_870,
     head_macs=45_000_000,
-    epochs=(1, 7),
-    rates=(1e-3, 6e-4),
+    epochs=(1, 8),
+    rates=(1e-3, 3e-4),
     taps=(),
     batch=32,
     temperature=2.0,
@@ -55,13 +55,13 @@ _CIFAR = TrainOptions(
     inherit=True,
     channels=32,
     stride=4,
-    levels=16,
-    decoder_width=48,
+    levels=32,
+    decoder_width=64,
     decoder_blocks=1,
-    head_params=90_000,
-    head_macs=30_000_000,
-    epochs=(0, 3),
-    rates=(1e-3, 1e-3),
+    head_params=140_000,
+    head_macs=33_000_000,
+    epochs=(1, 11),
+    rates=(1e-3, 5e-4),
     taps=(),
     batch=128,
     temperature=3.0,
@@ -70,30 +70,39 @@ _CIFAR = TrainOptions(
     views=3,
     precision="bfloat16",
 )
+_RUNGS = (120, 240, 480)
+"""Bytes of a flower, four times as many at the end as at the beginning."""
 RECIPES = {
     "flowers-bottlefit": Recipe(
-        "flowers",
-        "BottleFit",
-        "features.10",
-        replace(_FLOWERS, method="bottlefit", levels=10, epochs=(1, 2), rates=(1e-3, 1e-4)),
+        "flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)
     ),
     "flowers-ladder": Recipe(
         "flowers",
         "one model, every rate",
         "features.10",
-        replace(_FLOWERS, method="ladder", levels=32, target_bytes=(50, 100, 200, 400)),
+        replace(_FLOWERS, method="ladder", levels=32, target_bytes=_RUNGS, epochs=(4, 10)),
     ),
+    **{
+        f"flowers-entropic-{target}": Recipe(
+            "flowers",
+            "Entropic Student",
+            "features.10",
+            replace(_FLOWERS, method="entropic", levels=32, target_bytes=(target,), epochs=(4, 5)),
+        )
+        for target in _RUNGS
+    },
+    **{
+        f"flowers-bottlefit-{levels}": Recipe(
+            "flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=levels)
+        )
+        for levels in (3, 5)
+    },
+    "turned-bottlefit": Recipe("turned", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=9)),
     "cifar10-ladder": Recipe(
         "cifar10",
         "one model, every rate",
-        "layer3.0",
-        replace(_CIFAR, method="ladder", target_bytes=(75, 140, 280)),
-    ),
-    "flowers-entropic-120": Recipe(
-        "flowers",
-        "Entropic Student",
-        "features.10",
-        replace(_FLOWERS, method="entropic", levels=32, target_bytes=(120,), epochs=(4, 4)),
+        "layer3.1",
+        replace(_CIFAR, method="ladder", target_bytes=(70, 140, 280)),
     ),
 }
 
@@ -101,7 +110,11 @@ RECIPES = {
 @cache
 def subject(name: str) -> tuple[Teacher, ImageData]:
     """The teacher and its pictures."""
-    make, data = {"flowers": (flowers, flowers_data), "cifar10": (resnet20, cifar_data)}[name]
+    make, data = {
+        "flowers": (flowers, flowers_data),
+        "turned": (which_way_up, turned_data),
+        "cifar10": (resnet20, cifar_data),
+    }[name]
     module, example = make()
     teacher = Teacher(name, module.requires_grad_(False), _preprocess(example))
     return teacher, read_data(data(), teacher.preprocess)
@@ -141,6 +154,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
+    logging.getLogger("onnxscript").setLevel(logging.WARNING)
     print(student(args.name, args.seed))
 
 

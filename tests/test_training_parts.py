@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from narrows.partitioner.training import TrainOptions
 from narrows.partitioner.training.exits import calibrated, calibration_error, fit_temperature, softmax
-from narrows.partitioner.training.loop import draw_qualities, one_cycle, seeded
 from narrows.partitioner.training.losses import RateControl, distillation, feature_loss
 from narrows.partitioner.training.prior import FactorisedPrior
 from narrows.partitioner.training.quantiser import Quantiser
+from narrows.partitioner.training.steps import draw_qualities, mean_of, one_cycle, seeded
 from narrows.runtime.errors import UsageError
 
 
@@ -148,6 +148,22 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert max(rates) == 1
     assert rates.index(1.0) < 11
     assert rates[-1] < 0.02
+
+
+def test_a_mean_of_weights_follows_and_takes_what_single_steps_add_away() -> None:
+    module = torch.nn.BatchNorm1d(1)
+    mean = mean_of(module)
+    noise = torch.randn(2_000, generator=seeded("steps"))
+    for step, value in enumerate(noise):
+        with torch.no_grad():
+            module.weight.fill_(5.0 + value)
+            module.running_mean.fill_(7.0)
+            module.num_batches_tracked.fill_(step)
+        mean.update_parameters(module)
+    assert float(mean.module.weight.detach()) == pytest.approx(5.0, abs=0.3)
+    assert float(mean.module.running_mean) == pytest.approx(7.0)
+    assert int(mean.module.num_batches_tracked) == len(noise) - 1
+    assert float(module.weight.detach()) == pytest.approx(5.0 + float(noise[-1]))
 
 
 # -- exits -------------------------------------------------------------------------------------------------------------

@@ -10,25 +10,26 @@ from __future__ import annotations
 import logging
 import math
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ...runtime.errors import TrainingError
 from . import checkpoint
 from .batches import Batches
 from .data import ImageData
 from .halves import Halves
-from .judge import Score, judge
+from .judge import Score, coded_bytes, judge
 from .losses import RateControl, answer_loss, feature_loss
 from .options import TrainOptions
 from .record import Recorder
-from .student import Made, Student
+from .steps import draw_qualities, evaluating, mean_of, one_cycle, optimiser_of, seeded, set_rate
+from .student import TRUE_EVERY, Made, Student
 from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -39,22 +40,9 @@ Progress = Callable[[str, int, int], None]
 
 CHECKPOINT = "checkpoint.pt"
 STAGES = ("features", "fine-tune")
-_WARM_SHARE = 0.1
-"""Of a stage's steps, in which the learning rate rises."""
-_LAST_SHARE = 0.01
-"""Of the largest learning rate, at the end."""
-_PRIOR_FASTER = 5.0
-"""A prior that lags behind the encoder misprices its symbols."""
-_STEPS_FASTER = 10.0
-"""Logarithms of steps move over several units, weights over tenths."""
 _CLIP_NORM = 5.0
 _KEPT_BYTES = 8 << 30
 """Of the teacher's features and answers, with `views`; beyond, they are computed again each time."""
-
-
-def seeded(*parts: object) -> torch.Generator:
-    """A generator of its own for what `parts` name: the same on every machine, and after every restart."""
-    return torch.Generator().manual_seed(zlib.crc32(repr(parts).encode()))
 
 
 @dataclass
@@ -70,6 +58,25 @@ class Position:
     best: float = math.inf
     told: int = 0
     """Optimiser steps since the run began, for the curves."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step is made of, all of it the same whenever its view comes round again."""
+
+    before: Tensor
+    """What `Student.before` makes of the pictures; the pictures, `uint8 [B, height, width, 3]`, where it keeps none."""
+    labels: Tensor
+    """`int64 [B]`"""
+    answer: Tensor
+    """The teacher's."""
+    features: list[Tensor]
+    """The teacher's at the cut, then at the taps."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of memory."""
+        return sum(one.numel() * one.element_size() for one in (self.before, self.answer, *self.features))
 
 
 @dataclass
@@ -94,9 +101,11 @@ class Training:
             self.data.train, self.options.batch, self.options.augmentation, self.options.seed, workers=1
         )
         self._scales: list[float] = []
-        self._kept: dict[tuple[int, int], list[Tensor]] = {}
+        self._kept: dict[tuple[int, int], Batch] = {}
         self._kept_bytes = 0
         self._optimiser: torch.optim.Optimizer | None = None
+        self._mean: AveragedModel | None = None
+        """Of the student's weights over the last steps: what is judged, and what a stage leaves."""
 
     def run(self) -> None:
         """Train to the end, from the beginning or from the checkpoint in the folder.
@@ -132,9 +141,11 @@ class Training:
             self._save()
         if self._stopped():
             self._take_best()
+        elif self._mean is not None:
+            self.student.load_state_dict(self._judged.state_dict())
         self.position = Position(stage + 1, told=self.position.told)
         self.control.begin()
-        self._optimiser = None
+        self._optimiser = self._mean = None
         self._save()
 
     def _begin(self, stage: int) -> None:
@@ -148,25 +159,33 @@ class Training:
         for module in learning:
             module.requires_grad_(True).train()
         if self._optimiser is None:
-            self._optimiser = _optimiser(student, self.options)
+            self._optimiser = optimiser_of(student, self.options)
+            self._mean = mean_of(student) if self.options.averaged else None
+
+    @property
+    def _judged(self) -> Student:
+        """The student with the weights that a stage would leave if it ended now."""
+        mean = self._mean.module if self._mean is not None else self.student
+        assert isinstance(mean, Student)
+        return mean
 
     def _epoch(self, stage: int, epoch: int, steps: int, epochs: int) -> None:
         assert self._optimiser is not None
         saved = time.monotonic()
         total = steps * epochs
         number = self._number(stage, epoch)
-        for pictures, labels in self.batches.epoch(number, self.position.step):
+        for batch in self._batches(number):
             step = self.position.step
-            _set_rate(self._optimiser, self.options.rates[stage] * one_cycle(epoch * steps + step, total))
-            loss, parts = self._loss(
-                stage, (number, step), pictures, labels, seeded(self.options.seed, stage, epoch, step)
-            )
+            set_rate(self._optimiser, self.options.rates[stage] * one_cycle(epoch * steps + step, total))
+            loss, parts = self._loss(stage, batch, seeded(self.options.seed, stage, epoch, step))
             if not math.isfinite(parts["loss"]):
                 self._refuse_nan(stage, epoch, step)
             self._optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP_NORM)
             self._optimiser.step()
+            if self._mean is not None:
+                self._mean.update_parameters(self.student)
             self.position.step += 1
             self.position.told += 1
             for name, value in parts.items():
@@ -183,51 +202,62 @@ class Training:
         return stage * 10_000 + epoch
 
     @torch.no_grad()
-    def _wanted(self, batch: tuple[int, int], x: Tensor) -> list[Tensor]:
-        """What the teacher makes of a batch: features at the cut, answer, taps."""
-        if (kept := self._kept.get(batch)) is not None:
-            return kept
-        features = self.halves.front(x)
-        made = [features, *self.halves.tail.tapped(features)]
-        if self.options.views and self._kept_bytes < _KEPT_BYTES:
-            self._kept[batch] = made
-            self._kept_bytes += sum(one.numel() * one.element_size() for one in made)
-        return made
+    def _batches(self, number: int) -> Iterator[Batch]:
+        """An epoch's batches from the position's step on. A view that was met before comes from memory."""
+        steps = range(self.position.step, self.batches.steps)
+        if all((number, step) in self._kept for step in steps):
+            yield from (self._kept[number, step] for step in steps)
+            return
+        for step, (pictures, labels) in zip(steps, self.batches.epoch(number, steps.start), strict=True):
+            batch = self._batch(pictures, labels)
+            if self.options.views and self._kept_bytes < _KEPT_BYTES:
+                self._kept[number, step] = batch
+                self._kept_bytes += batch.size_bytes
+            yield batch
 
-    def _loss(
-        self, stage: int, batch: tuple[int, int], pictures: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    @torch.no_grad()
+    def _batch(self, pictures: Tensor, labels: Tensor) -> Batch:
         x = self._pictures(pictures)
+        with self._precision():
+            features = self.halves.front(x)
+            answer, *taps = self.halves.tail.tapped(features)
+            before = self.student.before(x) if self.student.keeps else pictures
+        return Batch(before, labels.to(x.device), answer, [features, *taps])
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(
+            torch.device(self.options.device).type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
+        )
+
+    def _loss(self, stage: int, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x = batch.before if self.student.keeps else self._pictures(batch.before)
         quality = draw_qualities(len(x), self.options.qualities, generator).to(x.device)
-        lower = self.options.precision == "bfloat16"
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=lower):
-            features, *wanted = self._wanted(batch, x)
+        with self._precision():
             made = self.student.made(x, quality, generator)
-        parts = self._parts(stage, made, [features, *wanted[1:]], wanted[0], labels.to(x.device))
+        parts = self._parts(stage, made, batch)
         # Where the encoder is frozen the rate is what it is.
         if made.bits is not None and made.true_bits is not None and not (stage and self.options.encoder_frozen):
             parts["rate"] = self.control.loss(made.bits, quality)
             total = self.batches.steps * self.options.epochs[stage]
             done = (self.position.epoch * self.batches.steps + self.position.step) / total
-            self.control.follow(made.true_bits, quality, done, total)
+            self.control.follow(made.true_bits, quality[::TRUE_EVERY], done, total)
         loss = torch.stack(list(parts.values())).sum()
         told = {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
         if made.true_bits is not None:
             told["bytes"] = float(made.true_bits.mean() / 8)
         return loss, told
 
-    def _parts(
-        self, stage: int, made: Made, features: Sequence[Tensor], answer: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def _parts(self, stage: int, made: Made, batch: Batch) -> dict[str, Tensor]:
         options = self.options
+        distilled = answer_loss(made.answer, batch.answer, options.temperature)
         if stage == 0:
-            parts = {"features": feature_loss(made.features, features, self._scales)}
+            parts = {"features": feature_loss(made.features, batch.features, self._scales)}
             if options.answer_weight:
-                parts["answer"] = options.answer_weight * answer_loss(made.answer, answer, options.temperature)
+                parts["answer"] = options.answer_weight * distilled
             return parts
-        parts = {"distilled": options.distil_weight * answer_loss(made.answer, answer, options.temperature)}
+        parts = {"distilled": options.distil_weight * distilled}
         if made.answer.ndim == 2 and options.distil_weight < 1:
-            parts["labels"] = (1 - options.distil_weight) * nn.functional.cross_entropy(made.answer, labels)
+            parts["labels"] = (1 - options.distil_weight) * nn.functional.cross_entropy(made.answer, batch.labels)
         return parts
 
     def _pictures(self, pixels: Any) -> Tensor:
@@ -242,21 +272,21 @@ class Training:
     # -- validation ----------------------------------------------------------------------------------------------------
 
     def _validate(self, stage: int, epoch: int) -> None:
-        learning = [m for m in self.student.modules() if m.training]
-        self.student.eval()
-        scores = judge(self.teacher, self.student, self.data.validation, self.control)
-        for module in learning:
-            module.training = True
+        with evaluating(self._judged) as judged:
+            scores = judge(self.teacher, judged, self.data.validation, self.control)
+        if self.student.prior is not None:
+            # Of the student that the prices steer; the mean of its weights is some steps behind.
+            with evaluating(self.student) as student:
+                self.control.measured(coded_bytes(self.teacher, student, self.data.validation))
         for q, score in enumerate(scores):
             for name, value in asdict(score).items():
                 self.recorder.scalar(f"{STAGES[stage]}/val/{name}/q{q}", value, self.position.told)
-        self.control.measured([score.bytes for score in scores])
         loss = sum(score.loss for score in scores) / len(scores)
         logger.info("%s, epoch %d: %s", STAGES[stage], epoch + 1, _told(scores))
         if loss < self.position.best:
             self.position.best, self.position.since_best = loss, 0
             if self.options.patience is not None:
-                checkpoint.save({"student": self.student.state_dict()}, self.folder / f"best-{stage}.pt")
+                checkpoint.save({"student": self._judged.state_dict()}, self.folder / f"best-{stage}.pt")
         else:
             self.position.since_best += 1
 
@@ -278,6 +308,7 @@ class Training:
             "student": self.student.state_dict(),
             "control": self.control.state(),
             "optimiser": self._optimiser.state_dict() if self._optimiser is not None else None,
+            "mean": self._mean.state_dict() if self._mean is not None else None,
         }
         checkpoint.save(state, self.folder / CHECKPOINT)
 
@@ -300,6 +331,8 @@ class Training:
             self._begin(self.position.stage)
             assert self._optimiser is not None
             self._optimiser.load_state_dict(state["optimiser"])
+            if self._mean is not None:
+                self._mean.load_state_dict(state["mean"])
         logger.warning("going on from stage %d, epoch %d", self.position.stage + 1, self.position.epoch + 1)
 
     def _refuse_nan(self, stage: int, epoch: int, step: int) -> None:
@@ -307,46 +340,6 @@ class Training:
             f"the loss is no number any more (stage {stage + 1}, {STAGES[stage]}, epoch {epoch + 1}, step {step + 1}); "
             f"{self.folder / CHECKPOINT} is the last good state: go on from it with a smaller learning rate (--rates)"
         )
-
-
-def draw_qualities(count: int, qualities: int, generator: torch.Generator) -> Tensor:
-    """A quality for every frame of a batch: a quarter the smallest, a quarter the largest, the others drawn.
-
-    The sandwich rule of slimmable networks (Yu and Huang, ICCV 2019), inside a batch: what lies between two rungs that
-    are trained at every step comes out well by itself.
-    """
-    drawn = torch.randint(0, qualities, (count,), generator=generator)
-    drawn[: count // 4] = 0
-    drawn[count // 4 : count // 2] = qualities - 1
-    return drawn
-
-
-def one_cycle(step: int, total: int) -> float:
-    """Share of the largest learning rate at a step: a short rise, then half a cosine down (Smith and Topin, 2018)."""
-    warm = max(1, int(_WARM_SHARE * total))
-    if step < warm:
-        return (step + 1) / warm
-    return _LAST_SHARE + (1 - _LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def _optimiser(student: Student, options: TrainOptions) -> torch.optim.Optimizer:
-    """AdamW, with a group for each kind of parameter: how much faster it learns, and whether it decays."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in student.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        faster = {"prior": _PRIOR_FASTER, "quantiser": _STEPS_FASTER}.get(name.partition(".")[0], 1.0)
-        if name.startswith(student.kept):
-            faster = options.kept_rate
-        decays = parameter.ndim > 1 and faster <= 1
-        groups.setdefault((faster, options.weight_decay if decays else 0.0), []).append(parameter)
-    made = [{"params": ps, "weight_decay": decay, "faster": faster} for (faster, decay), ps in groups.items()]
-    return torch.optim.AdamW(made, lr=options.rates[0])
-
-
-def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group["faster"]
 
 
 def _told(scores: Sequence[Score]) -> str:

@@ -86,6 +86,8 @@ class TrainOptions:
 
     exit: bool = False
     """Train an early exit at the bottleneck as well."""
+    averaged: bool = True
+    """Judge and keep the mean of the last steps' weights and not the last weights."""
     patience: int | None = None
     """Stop a stage after so many epochs without a better validation loss."""
     seed: int = 0

@@ -10,11 +10,15 @@ from torch import nn
 
 from .design import Pair
 from .halves import Halves, Tail
+from .inherit import Kept
 from .options import TrainOptions
 from .prior import FactorisedPrior
 from .quantiser import Quantiser
 
 Tensor = torch.Tensor
+
+TRUE_EVERY = 4
+"""Frames of a batch to one whose symbols are priced as they are."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Made:
     bits: Tensor | None
     """Of each frame, `float32 [B]`, by the prior, with noise for rounding; None where there is no prior."""
     true_bits: Tensor | None
-    """The same of the symbols themselves, without gradient: noise overstates or understates coarse steps."""
+    """The same of the symbols themselves, without gradient: noise overstates or understates coarse steps. Of every
+    `TRUE_EVERY`-th frame, since the prior is half of a small student's work."""
 
 
 class Student(nn.Module):
@@ -55,9 +60,19 @@ class Student(nn.Module):
         if self.prior is not None:
             self.prior.start(features, self.quantiser.log_steps.exp())
 
-    def made(self, pictures: Tensor, quality: Tensor, generator: torch.Generator) -> Made:
-        """Run as in training."""
-        features = self.encoder(pictures).float()
+    @property
+    def keeps(self) -> bool:
+        """Whether the encoder begins with layers that never change."""
+        return isinstance(self.encoder, nn.Sequential) and isinstance(self.encoder[0], Kept)
+
+    def before(self, pictures: Tensor) -> Tensor:
+        """What the encoder's unchanging layers make of normalised pictures; the pictures where it has none."""
+        return self.encoder[0](pictures) if self.keeps else pictures  # type: ignore[index]
+
+    def made(self, before: Tensor, quality: Tensor, generator: torch.Generator) -> Made:
+        """Run as in training, from what `before` gave."""
+        learning = self.encoder[1:] if self.keeps else self.encoder  # type: ignore[index]
+        features = learning(before).float()
         # What decides the symbols and what they cost is never computed in less than float32.
         with torch.autocast(features.device.type, enabled=False):
             seen, bits, true_bits = self._quantised(features, quality, generator)
@@ -75,7 +90,7 @@ class Student(nn.Module):
         noisy, steps = self.quantiser.noisy(features, quality, generator), self.quantiser.steps(quality)
         bits = self.prior.bits(noisy, steps)
         with torch.no_grad():
-            true_bits = self.prior.bits(seen, steps)
+            true_bits = self.prior.bits(seen[::TRUE_EVERY], steps[::TRUE_EVERY])
         return noisy if self.options.relaxation == "noise" else seen, bits, true_bits
 
     def forward(self, pictures: Tensor, quality: Tensor) -> Tensor:
