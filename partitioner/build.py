@@ -165,22 +165,60 @@ def cut_model(
         cut, outputs = write_cut(plan, calibrate_steps(plan, quantiser, tell), writer, tell)
         check_labels(names, outputs)
         return writer.finish(
-            Manifest(
-                schema=SCHEMA,
-                name=bundle_name(name or Path(output).name),
-                made_by=made_by(),
-                batched=plan.graph.batched,
-                inputs=plan.inputs,
-                outputs=outputs,
-                cuts=(cut,),
-                files={},
+            manifest_of(
+                plan,
+                cut,
+                outputs,
+                name=name or Path(output).name,
                 preprocess=model.preprocess,
                 labels=names,
                 local=_write_whole(plan, whole, writer),
-                tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
                 model=model.digest,
             )
         )
+
+
+def manifest_of(
+    plan: Plan,
+    cut: Cut,
+    outputs: tuple[OutputSpec, ...],
+    *,
+    name: str,
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...],
+    local: str | None = None,
+    model: str | None = None,
+    accuracy: float | None = None,
+) -> Manifest:
+    """What a bundle of one cut says of itself; its files are listed when it is finished.
+
+    Args:
+        plan: the cut, proven.
+        cut: as it was written.
+        outputs: of the model.
+        name: what devices ask for; made to fit.
+        preprocess: how pictures become the model's input.
+        labels: of the classes.
+        local: file of the whole model.
+        model: digest of the uncut model.
+        accuracy: of the uncut model.
+    """
+    return Manifest(
+        schema=SCHEMA,
+        name=bundle_name(name),
+        made_by=made_by(),
+        batched=plan.graph.batched,
+        inputs=plan.inputs,
+        outputs=outputs,
+        cuts=(cut,),
+        files={},
+        preprocess=preprocess,
+        labels=labels,
+        local=local,
+        tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
+        model=model,
+        accuracy=accuracy,
+    )
 
 
 def _quietly(_stage: str, _done: int, _total: int) -> None:

@@ -138,6 +138,17 @@ def test_bundles_of_one_model_have_one_digest(saved: Path, data: Path, tmp_path:
         merge_bundles([one, make_bundle(tmp_path / "tiny")], tmp_path / "mixed")
 
 
+def test_one_server_is_measured_with_several_bundles(saved: Path, data: Path, tmp_path: Path) -> None:
+    bundles = [cut_model(str(saved), cut, output=tmp_path / "served" / cut, calibrate=data) for cut in ("r0", "r1")]
+    with ServerThread(ServeOptions(tmp_path / "served", port=0)) as server:
+        halves = [open_bundle(bundle.root, on_device=True) for bundle in bundles]
+        made = profile_bundles(halves, replace(QUICK, server=server.address))
+    assert made.served_by == server.address
+    assert [cut.name for cut in made.cuts] == ["r0", "r1"]
+    assert all(cut.tail is not None and cut.tail_batches for cut in made.cuts)
+    assert made.transport is not None
+
+
 def test_a_whole_model_is_added_to_a_bundle(saved: Path, data: Path, tmp_path: Path) -> None:
     without = cut_model(str(saved), "r0", output=tmp_path / "without", calibrate=data)
     proto = residual()
