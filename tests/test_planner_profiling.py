@@ -15,8 +15,9 @@ from narrows.device import open_source
 from narrows.planner.link import Link
 from narrows.planner.predict import predict
 from narrows.planner.profile import Profile, parse, read, write
-from narrows.profiling import ProfileOptions, open_bundle, profile_bundles
+from narrows.profiling.bundle import open_bundle, profile_bundles
 from narrows.profiling.machine import Watch
+from narrows.profiling.options import ProfileOptions
 from narrows.profiling.serving import straight_line
 from narrows.profiling.stopwatch import Steady, Stopwatch, repeat, timing_of
 from narrows.runtime.bundle import Bundle, BundleWriter
