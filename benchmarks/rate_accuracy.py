@@ -163,9 +163,8 @@ def student_points(method: str, root: Path, part: Part, subject: str, seed: int 
             wire.append(wire_bytes(frame_to_wire(frame).ByteSize()))
             scores = tail.run([codec.unpack(frame)], [quality])[0]
             right += int(scores[bundle.manifest.outputs[0].tensor.name].argmax() == label)
-        yield Point(
-            method, f"q{quality}", float(np.mean(payload)), float(np.mean(wire)), right / len(part), seed, subject
-        )
+        setting = root.name + (f", quality {quality}" if len(cut.qualities) > 1 else "")
+        yield Point(method, setting, float(np.mean(payload)), float(np.mean(wire)), right / len(part), seed, subject)
 
 
 def compressai_points(method: str, root: Path, subject: Subject, points: Sequence[Point]) -> Iterator[Point]:
@@ -215,23 +214,31 @@ def summary(points: Sequence[Point], subject: str) -> list[dict[str, Any]]:
 
 
 def main_points(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Every point of the students, mean and spread over seeds."""
+    """Every point of the students, mean and spread over seeds, beside the best picture that is as accurate."""
     groups: dict[tuple[str, str, str], list[Point]] = defaultdict(list)
     for point in points:
         if point.method not in (*PICTURES, "naive cut"):
             groups[point.subject, point.method, point.setting].append(point)
-    return [
-        {
-            "subject": subject,
-            "method": method,
-            "point": setting,
-            "seeds": len(own),
-            "bytes": _mean_and_spread([p.payload_bytes for p in own], 1),
-            "on the wire": _mean_and_spread([p.wire_bytes for p in own], 1),
-            "accuracy": _mean_and_spread([100 * p.accuracy for p in own], 2),
-        }
-        for (subject, method, setting), own in groups.items()
-    ]
+    rows = []
+    for (subject, method, setting), own in groups.items():
+        pictures = [p for p in points if p.subject == subject and p.method in PICTURES]
+        teacher = next(p.accuracy for p in pictures if p.method == "original JPEG")
+        as_good = [at_accuracy(pictures, p.accuracy) for p in own]
+        fewer = [100 * (1 - p.payload_bytes / b) for p, b in zip(own, as_good, strict=True) if b is not None]
+        rows.append(
+            {
+                "subject": subject,
+                "method": method,
+                "point": setting,
+                "seeds": len(own),
+                "bytes": _mean_and_spread([p.payload_bytes for p in own], 1),
+                "on the wire": _mean_and_spread([p.wire_bytes for p in own], 1),
+                "accuracy": _mean_and_spread([100 * p.accuracy for p in own], 2),
+                "to the teacher": f"{100 * (np.mean([p.accuracy for p in own]) - teacher):+.2f}",
+                "fewer than a picture": f"{np.mean(fewer):.1f} %" if len(fewer) == len(own) else "–",
+            }
+        )
+    return rows
 
 
 def _mean_and_spread(values: Sequence[float], digits: int) -> str:

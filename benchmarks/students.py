@@ -18,7 +18,7 @@ from narrows.partitioner.training.batches import PHOTOGRAPHS, SMALL_PICTURES
 from narrows.partitioner.training.data import ImageData, read_data
 from narrows.partitioner.training.recipe import run_recipe
 from narrows.runtime.manifest import Preprocess
-from teachers import MEAN, STD, cache_folder, cifar_data, flowers, flowers_data, resnet20
+from teachers import MEAN, STD, cache_folder, cifar_data, flowers, flowers_data, resnet20, turned_data, which_way_up
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ RECIPES = {
         "flowers",
         "one model, every rate",
         "features.10",
-        replace(_FLOWERS, method="ladder", levels=32, target_bytes=_RUNGS),
+        replace(_FLOWERS, method="ladder", levels=32, target_bytes=_RUNGS, epochs=(4, 10)),
     ),
     **{
         f"flowers-entropic-{target}": Recipe(
@@ -97,6 +97,7 @@ RECIPES = {
         )
         for levels in (3, 5)
     },
+    "turned-bottlefit": Recipe("turned", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=9)),
     "cifar10-ladder": Recipe(
         "cifar10",
         "one model, every rate",
@@ -109,7 +110,11 @@ RECIPES = {
 @cache
 def subject(name: str) -> tuple[Teacher, ImageData]:
     """The teacher and its pictures."""
-    make, data = {"flowers": (flowers, flowers_data), "cifar10": (resnet20, cifar_data)}[name]
+    make, data = {
+        "flowers": (flowers, flowers_data),
+        "turned": (which_way_up, turned_data),
+        "cifar10": (resnet20, cifar_data),
+    }[name]
     module, example = make()
     teacher = Teacher(name, module.requires_grad_(False), _preprocess(example))
     return teacher, read_data(data(), teacher.preprocess)

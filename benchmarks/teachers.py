@@ -104,17 +104,48 @@ def cifar_data() -> tuple[Any, Any]:
     return _data(CIFAR)
 
 
+def turned(part: Part, *, both: bool) -> Part:
+    """Which way up? Pictures as they are (class 0) and upside down (class 1): both of each, or one drawn."""
+    upside_down = np.ascontiguousarray(part.pictures[:, ::-1, ::-1])
+    if both:
+        labels = np.repeat(np.array([0, 1], np.int64), len(part))
+        return Part(np.concatenate([part.pictures, upside_down]), labels)
+    labels = np.random.default_rng(0).integers(0, 2, len(part))
+    return Part(np.where(labels[:, None, None, None] == 1, upside_down, part.pictures), labels)
+
+
+@cache
+def turned_data() -> tuple[Any, Any]:
+    """The flowers, half of them upside down, and every test picture both ways."""
+    pair = []
+    for split in ("train", "test"):
+        part = turned(pack(FLOWERS, split).part, both=split == "test")
+        one = _Named((part.pictures, part.labels))
+        one.classes = ("upright", "upside down")
+        pair.append(one)
+    return pair[0], pair[1]
+
+
 # -- the flowers' teacher ----------------------------------------------------------------------------------------------
 
 
 def flowers(epochs: int = 4) -> tuple[nn.Module, torch.Tensor]:
     """MobileNetV2 with five classes at 144×144, fine-tuned on the flowers; and an example input."""
-    path = cache_folder() / f"flowers-mobilenet-v2-{epochs}.pt"
-    model = _mobilenet(classes=5)
+    return _teacher(f"flowers-mobilenet-v2-{epochs}", 5, lambda: pack(FLOWERS, "train").part, epochs)
+
+
+def which_way_up(epochs: int = 4) -> tuple[nn.Module, torch.Tensor]:
+    """The same network, fine-tuned to tell whether a flower is upside down; and an example input."""
+    return _teacher(f"turned-mobilenet-v2-{epochs}", 2, lambda: turned(pack(FLOWERS, "train").part, both=False), epochs)
+
+
+def _teacher(name: str, classes: int, part: Callable[[], Part], epochs: int) -> tuple[nn.Module, torch.Tensor]:
+    path = cache_folder() / f"{name}.pt"
+    model = _mobilenet(classes)
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
     else:
-        model = _fine_tuned(_from_onnx(), epochs)
+        model = _fine_tuned(_from_onnx(classes), part(), epochs)
         torch.save({k: v.contiguous() for k, v in model.state_dict().items()}, path)
     return model.eval(), torch.zeros(2, 3, 144, 144)
 
@@ -134,7 +165,7 @@ def _mobilenet(classes: int) -> nn.Module:
     return torchvision.models.mobilenet_v2(num_classes=classes)
 
 
-def _from_onnx() -> nn.Module:
+def _from_onnx(classes: int) -> nn.Module:
     """ImageNet's MobileNetV2 with its batch normalisations, which the file has folded away, put back.
 
     They are given the statistics of the flowers and the scale and offset that undo them, so the function is the file's,
@@ -142,7 +173,7 @@ def _from_onnx() -> nn.Module:
     """
     proto = onnx.load(material() / "models" / "mobilenet_v2_torchvision_dequant_fp32.onnx")
     weights = {tensor.name: torch.tensor(numpy_helper.to_array(tensor)) for tensor in proto.graph.initializer}
-    model = _mobilenet(classes=5).eval()
+    model = _mobilenet(classes).eval()
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     nodes = [node for node in proto.graph.node if node.op_type == "Conv"]
@@ -168,12 +199,12 @@ def _take_statistics(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
     norm.weight.copy_((variance + norm.eps).sqrt())
 
 
-def _fine_tuned(model: nn.Module, epochs: int) -> nn.Module:
+def _fine_tuned(model: nn.Module, part: Part, epochs: int) -> nn.Module:
     torch.manual_seed(0)
     model = model.to(memory_format=torch.channels_last)
     rate = 5e-4
     groups = [{"params": model.features.parameters()}, {"params": model.classifier.parameters()}]
-    batches = Batches(pack(FLOWERS, "train").part, 32, PHOTOGRAPHS)
+    batches = Batches(part, 32, PHOTOGRAPHS)
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, [rate, 5 * rate], total_steps=epochs * batches.steps, pct_start=0.15

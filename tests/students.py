@@ -67,8 +67,10 @@ def _weights() -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     net, part = Net(), data().train
     teacher = Teacher("net", net, PREPROCESS)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=5e-3)
-    for _ in range(4):
+    optimiser = torch.optim.AdamW(net.parameters())
+    epochs, steps = 6, -(-len(part) // 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=epochs * steps)
+    for _ in range(epochs):
         for rows in torch.randperm(len(part)).split(64):
             loss = nn.functional.cross_entropy(
                 net(teacher.normalised(part.pictures[rows.numpy()])), torch.from_numpy(part.labels[rows.numpy()])
@@ -76,6 +78,7 @@ def _weights() -> dict[str, torch.Tensor]:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            schedule.step()
     return net.state_dict()
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from narrows.partitioner.training import TrainOptions
 from narrows.partitioner.training.exits import calibrated, calibration_error, fit_temperature, softmax
-from narrows.partitioner.training.loop import draw_qualities, mean_of, one_cycle, seeded
 from narrows.partitioner.training.losses import RateControl, distillation, feature_loss
 from narrows.partitioner.training.prior import FactorisedPrior
 from narrows.partitioner.training.quantiser import Quantiser
+from narrows.partitioner.training.steps import draw_qualities, mean_of, one_cycle, seeded
 from narrows.runtime.errors import UsageError
 
 

@@ -32,7 +32,7 @@ def parity(trained: Trained) -> Task:
     """Odd or even, from the same symbols: what `--tail parity=test_training_run:parity` takes."""
     parts = (DATA.train, DATA.validation)
     train, validation = (replace(part, labels=part.labels % 2) for part in parts)
-    module = classifier(trained, 2, width=16)
+    module = classifier(trained, 2)
     return Task("parity", module, train, validation, nn.functional.cross_entropy, labels=("even", "odd"))
 
 

@@ -6,22 +6,27 @@ at less certainty (Teerapittayanon et al., BranchyNet, ICPR 2016), so that the s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ...runtime.errors import TrainingError, UsageError
 from . import checkpoint
 from .batches import Augmentation, Batches
 from .data import Part
+from .halves import Tail
 from .layers import Residual, convolution
-from .loop import Progress, draw_qualities, one_cycle, seeded
+from .loop import Progress
+from .options import TrainOptions
 from .record import Recorder
 from .run import Trained
+from .steps import draw_qualities, one_cycle, seeded
+from .student import Student
 
 Tensor = torch.Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -57,12 +62,50 @@ class Task:
             raise UsageError(f"a tail's name is a word without slashes, not {self.name!r}")
 
 
-def classifier(trained: Trained, classes: int, width: int = _TAIL_WIDTH) -> nn.Module:
-    """A network for a classification task on the symbols of a student: logits `[B, classes]`."""
+class Transferred(nn.Module):
+    """The student's own decoder and tail, to go on learning, with a last layer for other classes."""
+
+    def __init__(self, student: Student, last: str, classes: int) -> None:
+        super().__init__()
+        tail = copy.deepcopy(student.tail)
+        old = tail.body.get_submodule(last)
+        assert isinstance(old, nn.Linear)
+        tail.body.set_submodule(last, nn.Identity())
+        self.begun = nn.Sequential(copy.deepcopy(student.decoder), tail).requires_grad_(True)
+        self.new = nn.Linear(old.in_features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The bottleneck `float32 [B, C, h, w]` to logits `[B, classes]`."""
+        made: Tensor = self.new(self.begun(x))
+        return made
+
+
+def classifier(trained: Trained, classes: int, width: int | None = None) -> nn.Module:
+    """A network for a classification task on the symbols of a student: logits `[B, classes]`.
+
+    It begins as the student's own decoder and tail where those end in a linear layer, and else, or where a `width` is
+    asked for, as a small network that knows nothing.
+    """
+    last = _last_linear(trained.student.tail)
+    if last is not None and width is None:
+        return Transferred(trained.student, last, classes)
+    width = width or _TAIL_WIDTH
     channels = trained.options.channels
     blocks = [Residual(width), convolution(width, 2 * width, 3, 2), Residual(2 * width)]
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes)]
     return nn.Sequential(convolution(channels, width, 3), *blocks, *pooled)
+
+
+def _last_linear(tail: Tail) -> str | None:
+    """Name of the layer that makes the answer; None where that is no linear layer."""
+    if not isinstance(tail.body, fx.GraphModule):
+        return None
+    made = tail.body.graph.output_node().args[0]
+    answer = made[0] if isinstance(made, list | tuple) else made
+    if not isinstance(answer, fx.Node) or answer.op != "call_module" or len(answer.users) != 1:
+        return None
+    name = str(answer.target)
+    return name if isinstance(tail.body.get_submodule(name), nn.Linear) else None
 
 
 def painter(trained: Trained, width: int = _TAIL_WIDTH) -> nn.Module:
@@ -103,7 +146,7 @@ def train_task(
     options, folder = trained.options, trained.folder
     module = task.module.to(options.device)
     batches = Batches(task.train, options.batch, task.augmentation, options.seed, workers=1)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=options.rates[0], weight_decay=options.weight_decay)
+    optimiser = _optimiser(module, options)
     path = folder / f"task-{task.name}.pt"
     first = _restored(path, module, optimiser)
     _try(trained, task, module)
@@ -113,7 +156,7 @@ def train_task(
         for step, (pictures, targets) in enumerate(batches.epoch(epoch)):
             at = epoch * batches.steps + step
             for group in optimiser.param_groups:
-                group["lr"] = options.rates[0] * one_cycle(at, total)
+                group["lr"] = group["most"] * one_cycle(at, total)
             symbols = restored_symbols(trained, pictures, seeded(options.seed, task.name, epoch, step))
             loss = task.loss(module(symbols), _target(task, pictures, targets).to(options.device))
             if not torch.isfinite(loss):
@@ -128,6 +171,18 @@ def train_task(
             progress(f"tail {task.name}", at + 1, total)
         checkpoint.save({"epoch": epoch + 1, "module": module.state_dict(), "optimiser": optimiser.state_dict()}, path)
     return module.eval().requires_grad_(False)
+
+
+def _optimiser(module: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    """AdamW; what comes from the student learns as it did in its own last stage."""
+    groups: list[tuple[float, nn.Module]] = [(options.rates[0], module)]
+    if isinstance(module, Transferred):
+        groups = [(options.rates[0], module.new), (options.rates[1], module.begun)]
+    return torch.optim.AdamW(
+        [{"params": own.parameters(), "most": rate} for rate, own in groups],
+        lr=options.rates[0],
+        weight_decay=options.weight_decay,
+    )
 
 
 @torch.no_grad()

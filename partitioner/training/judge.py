@@ -65,6 +65,20 @@ def judge(teacher: Teacher, student: Student, part: Part, control: RateControl, 
 
 
 @torch.no_grad()
+def coded_bytes(teacher: Teacher, student: Student, part: Part) -> list[float]:
+    """Mean payload of a frame at every quality, as `judge` measures it but without the answers."""
+    rows = np.unique(np.linspace(0, len(part) - 1, min(2 * _CODED, len(part))).round().astype(np.int64))
+    device = next(student.parameters()).device
+    chunks = np.array_split(rows, max(1, -(-len(rows) // _BATCH)))
+    features = torch.cat([student.encoder(teacher.normalised(part.pictures[chunk]).to(device)) for chunk in chunks])
+    symbols = [
+        student.quantiser.symbols(features, torch.full((len(features),), q, device=device)).cpu().numpy()
+        for q in range(student.quantiser.qualities)
+    ]
+    return [payload_bytes(one, student.quantiser.levels) for one in symbols]
+
+
+@torch.no_grad()
 def prior_bytes(teacher: Teacher, student: Student, part: Part, frames: int = _FRAMES) -> list[float]:
     """Mean bytes of a frame at every quality if the prior itself coded the symbols; empty where there is none."""
     if student.prior is None:

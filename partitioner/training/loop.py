@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,10 +24,11 @@ from . import checkpoint
 from .batches import Batches
 from .data import ImageData
 from .halves import Halves
-from .judge import Score, judge
+from .judge import Score, coded_bytes, judge
 from .losses import RateControl, answer_loss, feature_loss
 from .options import TrainOptions
 from .record import Recorder
+from .steps import draw_qualities, evaluating, mean_of, one_cycle, optimiser_of, seeded, set_rate
 from .student import TRUE_EVERY, Made, Student
 from .teacher import Teacher
 
@@ -40,24 +40,9 @@ Progress = Callable[[str, int, int], None]
 
 CHECKPOINT = "checkpoint.pt"
 STAGES = ("features", "fine-tune")
-_WARM_SHARE = 0.1
-"""Of a stage's steps, in which the learning rate rises."""
-_LAST_SHARE = 0.01
-"""Of the largest learning rate, at the end."""
-_PRIOR_FASTER = 5.0
-"""A prior that lags behind the encoder misprices its symbols."""
-_STEPS_FASTER = 10.0
-"""Logarithms of steps move over several units, weights over tenths."""
 _CLIP_NORM = 5.0
-_MEAN_SHARE = 0.01
-"""Of the newest weights in their mean."""
 _KEPT_BYTES = 8 << 30
 """Of the teacher's features and answers, with `views`; beyond, they are computed again each time."""
-
-
-def seeded(*parts: object) -> torch.Generator:
-    """A generator of its own for what `parts` name: the same on every machine, and after every restart."""
-    return torch.Generator().manual_seed(zlib.crc32(repr(parts).encode()))
 
 
 @dataclass
@@ -174,7 +159,7 @@ class Training:
         for module in learning:
             module.requires_grad_(True).train()
         if self._optimiser is None:
-            self._optimiser = _optimiser(student, self.options)
+            self._optimiser = optimiser_of(student, self.options)
             self._mean = mean_of(student) if self.options.averaged else None
 
     @property
@@ -191,7 +176,7 @@ class Training:
         number = self._number(stage, epoch)
         for batch in self._batches(number):
             step = self.position.step
-            _set_rate(self._optimiser, self.options.rates[stage] * one_cycle(epoch * steps + step, total))
+            set_rate(self._optimiser, self.options.rates[stage] * one_cycle(epoch * steps + step, total))
             loss, parts = self._loss(stage, batch, seeded(self.options.seed, stage, epoch, step))
             if not math.isfinite(parts["loss"]):
                 self._refuse_nan(stage, epoch, step)
@@ -287,22 +272,21 @@ class Training:
     # -- validation ----------------------------------------------------------------------------------------------------
 
     def _validate(self, stage: int, epoch: int) -> None:
-        judged = self._judged
-        learning = [m for m in judged.modules() if m.training]
-        judged.eval()
-        scores = judge(self.teacher, judged, self.data.validation, self.control)
-        for module in learning:
-            module.training = True
+        with evaluating(self._judged) as judged:
+            scores = judge(self.teacher, judged, self.data.validation, self.control)
+        if self.student.prior is not None:
+            # Of the student that the prices steer; the mean of its weights is some steps behind.
+            with evaluating(self.student) as student:
+                self.control.measured(coded_bytes(self.teacher, student, self.data.validation))
         for q, score in enumerate(scores):
             for name, value in asdict(score).items():
                 self.recorder.scalar(f"{STAGES[stage]}/val/{name}/q{q}", value, self.position.told)
-        self.control.measured([score.bytes for score in scores])
         loss = sum(score.loss for score in scores) / len(scores)
         logger.info("%s, epoch %d: %s", STAGES[stage], epoch + 1, _told(scores))
         if loss < self.position.best:
             self.position.best, self.position.since_best = loss, 0
             if self.options.patience is not None:
-                checkpoint.save({"student": judged.state_dict()}, self.folder / f"best-{stage}.pt")
+                checkpoint.save({"student": self._judged.state_dict()}, self.folder / f"best-{stage}.pt")
         else:
             self.position.since_best += 1
 
@@ -356,60 +340,6 @@ class Training:
             f"the loss is no number any more (stage {stage + 1}, {STAGES[stage]}, epoch {epoch + 1}, step {step + 1}); "
             f"{self.folder / CHECKPOINT} is the last good state: go on from it with a smaller learning rate (--rates)"
         )
-
-
-def draw_qualities(count: int, qualities: int, generator: torch.Generator) -> Tensor:
-    """A quality for every frame of a batch: a quarter the smallest, a quarter the largest, the others drawn.
-
-    The sandwich rule of slimmable networks (Yu and Huang, ICCV 2019), inside a batch: what lies between two rungs that
-    are trained at every step comes out well by itself.
-    """
-    drawn = torch.randint(0, qualities, (count,), generator=generator)
-    drawn[: count // 4] = 0
-    drawn[count // 4 : count // 2] = qualities - 1
-    return drawn
-
-
-def one_cycle(step: int, total: int) -> float:
-    """Share of the largest learning rate at a step: a short rise, then half a cosine down (Smith and Topin, 2018)."""
-    warm = max(1, int(_WARM_SHARE * total))
-    if step < warm:
-        return (step + 1) / warm
-    return _LAST_SHARE + (1 - _LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def _optimiser(student: Student, options: TrainOptions) -> torch.optim.Optimizer:
-    """AdamW, with a group for each kind of parameter: how much faster it learns, and whether it decays."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in student.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        faster = {"prior": _PRIOR_FASTER, "quantiser": _STEPS_FASTER}.get(name.partition(".")[0], 1.0)
-        if name.startswith(student.kept):
-            faster = options.kept_rate
-        decays = parameter.ndim > 1 and faster <= 1
-        groups.setdefault((faster, options.weight_decay if decays else 0.0), []).append(parameter)
-    made = [{"params": ps, "weight_decay": decay, "faster": faster} for (faster, decay), ps in groups.items()]
-    return torch.optim.AdamW(made, lr=options.rates[0])
-
-
-def mean_of(student: nn.Module) -> AveragedModel:
-    """Of weights and running statistics, over about the last tenth of the steps and a hundred at most (Polyak, 1992).
-
-    What single steps add at random goes.
-    """
-
-    def follow(means: Sequence[Tensor], now: Sequence[Tensor], count: Tensor | int) -> None:
-        share = max(_MEAN_SHARE, 9 / (10 + int(count)))
-        for mean, value in zip(means, now, strict=True):
-            mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
-
-    return AveragedModel(student, multi_avg_fn=follow, use_buffers=True)
-
-
-def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group["faster"]
 
 
 def _told(scores: Sequence[Score]) -> str:
