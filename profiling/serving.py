@@ -34,6 +34,7 @@ from .stopwatch import Stopwatch, timing_of
 
 _FRAMES = 8
 """Of each quality, one after the other."""
+_APART_BYTES = 2048
 _BURSTS = 4
 """Of each size."""
 _CONNECTS = 7
@@ -244,12 +245,15 @@ class _Remote:
             for quality, frames in coded.items():
                 answers[quality] += self._alone(client, frames[number])
             self.tell("measuring the transport", number + 1, _FRAMES)
-        self.answers += [answer for group in answers.values() for answer in group]
         return answers
 
     def _alone(self, client: Client, frame: CodedFrame) -> list[Answer]:
+        """One frame after a pause; its link's time counts from here to here, hand-overs between threads included."""
         time.sleep(_PAUSE_S)
-        return client.ask([frame])
+        began = time.monotonic()
+        (answer,) = client.ask([frame])
+        self.answers.append(replace(answer, link_ms=(time.monotonic() - began) * 1000 - answer.server_ms))
+        return [answer]
 
     def _coded(self, cut: str, quality: int) -> list[CodedFrame]:
         return coded_frames(self.bundle, cut, quality, [self.frames[n % len(self.frames)] for n in range(_FRAMES)])
@@ -296,10 +300,14 @@ def coded_frames(bundle: Bundle, cut_name: str, quality: int, frames: Sequence[F
 
 
 def straight_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
-    """Intercept and slope, not below 0, of times over sizes: medians over all pairs (Sen, JASA 1968)."""
+    """Intercept and slope, not below 0, of times over sizes: medians over all pairs (Sen, JASA 1968).
+
+    Only pairs of clearly different sizes have a say: a byte takes nanoseconds, and what lies between two frames of
+    nearly one size is noise. Without any such pair the slope is 0.
+    """
     x, y = np.asarray(sizes, float), np.asarray(times, float)
     first, second = np.triu_indices(len(x), 1)
-    apart = x[second] != x[first]
+    apart = np.abs(x[second] - x[first]) >= _APART_BYTES
     slopes = (y[second] - y[first])[apart] / (x[second] - x[first])[apart]
     slope = max(0.0, float(np.median(slopes))) if len(slopes) else 0.0
     return float(np.median(y - slope * x)), slope
