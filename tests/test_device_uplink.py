@@ -22,6 +22,7 @@ from narrows.protos import split_pb2 as pb
 from narrows.runtime.answer import Reply
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.errors import BundleMismatchError, ChecksumError, DrainingError, ModelNotFoundError, UsageError
+from narrows.runtime.link import PACKET_BYTES
 from narrows.runtime.wire import reply_to_wire
 from processes import forked_server
 
@@ -54,6 +55,20 @@ def test_without_a_server_every_frame_ends_as_unavailable_and_only_the_first_wai
     assert time.monotonic() - began < 10  # fifty waits would be 12 s and more
     assert outcomes[0].provenance is None
     assert outcomes[0].attempts == 0
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_small_frames_share_a_packet_with_a_server_that_takes_several(
+    bundle: Bundle, answers: Answers, several: bool
+) -> None:
+    server = FaultyServer(lambda frame, _: iter([answers.to(frame)]), several=several)
+    with serving(server) as address, Device(bundle, address) as device:
+        outcomes = list(device.stream(pictures(300)))
+    assert [outcome.outcome for outcome in outcomes] == ["ok"] * 300
+    assert server.hellos[0].several
+    shared = [message for message in server.messages if message.HasField("frames")]
+    assert several or not shared
+    assert all(len(m.frames.frames) > 1 and m.frames.ByteSize() <= PACKET_BYTES + 8 * 64 for m in shared)
 
 
 def test_a_server_that_comes_late_is_found(bundle: Bundle, answers: Answers) -> None:
