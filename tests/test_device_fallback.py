@@ -47,6 +47,15 @@ def black_hole() -> Iterator[str]:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
+def wait_connected(device: Device) -> None:
+    """A frame has to have been sent to be rescued."""
+    for _ in range(500):
+        if device.status().connected:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no connection")
+
+
 def test_a_black_hole_gets_every_frame_answered_on_the_device(bundle: Bundle) -> None:
     with black_hole() as address, Device(bundle, address, SOON) as device:
         outcomes = list(device.stream(pictures(20)))
@@ -62,8 +71,7 @@ def test_a_black_hole_gets_every_frame_answered_on_the_device(bundle: Bundle) ->
 def test_a_silent_server_costs_no_more_than_the_deadline(bundle: Bundle) -> None:
     options = replace(SOON, window=1, stall_s=3)  # nobody hangs up meanwhile
     with serving(FaultyServer(lambda frame, _: iter(()))) as address, Device(bundle, address, options) as device:
-        while not device.status().connected:
-            time.sleep(0.02)
+        wait_connected(device)
         outcomes = list(device.stream(pictures(12)))
         # After three that came too late the breaker is open, and frames no longer wait for the deadline.
         assert sum(outcome.attempts for outcome in outcomes) < 12
@@ -79,6 +87,7 @@ def test_a_late_reply_is_counted_and_dropped(bundle: Bundle, answers: Answers) -
 
     options = replace(SOON, stall_s=2)  # not so soon that the connection is given up
     with serving(FaultyServer(behave)) as address, Device(bundle, address, options) as device:
+        wait_connected(device)
         outcome = device.infer(pictures(1)[0])
         assert (outcome.provenance, outcome.attempts) == ("local", 1)
         for _ in range(100):
@@ -204,6 +213,7 @@ def test_a_full_server_is_asked_again_when_it_says(bundle: Bundle, answers: Answ
 def test_a_hint_beyond_the_deadline_is_answered_here(bundle: Bundle) -> None:
     full = FaultyServer(lambda frame, _: iter([refusal(frame, OverloadedError("full", retry_ms=60_000))]))
     with serving(full) as address, Device(bundle, address, replace(SOON, deadline_ms=2000)) as device:
+        wait_connected(device)
         outcome = device.infer(pictures(1)[0])
     assert (outcome.provenance, outcome.attempts) == ("local", 1)
     assert outcome.ms["total"] < 2000
