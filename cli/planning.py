@@ -17,8 +17,7 @@ from .model import NEEDS, Weights
 if TYPE_CHECKING:
     from ..planner.link import Link
     from ..planner.profile import Profile
-    from ..profiling import ProfileOptions
-    from ..profiling.options import Progress
+    from ..profiling.options import ProfileOptions, Progress
 
 
 class ObjectiveName(StrEnum):
@@ -74,7 +73,7 @@ def profile(
     """
     from ..planner.choose import Constraints
     from ..planner.profile import write
-    from ..profiling import ProfileOptions
+    from ..profiling.options import ProfileOptions
     from ..report import Situation
 
     reports.check_page(report)
@@ -191,7 +190,7 @@ def _is_bundle(text: str) -> bool:
 
 
 def _profile_bundles(paths: list[str], options: ProfileOptions, step: Progress) -> Profile:
-    from ..profiling import open_bundle, profile_bundles
+    from ..profiling.bundle import open_bundle, profile_bundles
 
     return profile_bundles([open_bundle(path, on_device=options.on_device) for path in paths], options, step)
 

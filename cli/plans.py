@@ -107,7 +107,8 @@ def _costs(one: Prediction) -> str:
     parts = [f"{one.wire_bytes:,.0f} bytes", f"{one.throughput_fps:,.1f} frames/s"]
     parts.append(f"{one.energy_j:.3g} J" + ("" if one.energy_measured else " by a model"))
     if one.accuracy is not None:
-        parts.append(f"accuracy {one.accuracy:.1%}")
+        where = " on held-out pictures" if one.drop_by == "held-out accuracy" else ""
+        parts.append(f"accuracy {one.accuracy:.1%}{where}")
     elif one.agreement is not None:
         parts.append(f"agreement {one.agreement:.1%}")
     return ", ".join(parts)
@@ -127,6 +128,8 @@ def _coarse(assigned: Assigned, constraints: Constraints) -> str | None:
     """That too few pictures were measured to tell such a drop from none."""
     frames, allowed = assigned.kind.profile.frames, constraints.max_accuracy_drop
     if allowed is None or not frames or 100 / frames <= max(allowed, 0.1):
+        return None
+    if assigned.plan.best.drop_by == "held-out accuracy":
         return None
     return (
         f"  agreement was seen on {frames} pictures, one of them is {100 / frames:.1f} points: profile more (--frames)"
@@ -148,7 +151,9 @@ def _miss(plan: Plan, constraints: Constraints) -> str:
 
 
 def _front(plan: Plan) -> Table:
-    shown = table(None, "  nothing beats", "ms", "device", "link", "server", "bytes", "frames/s", "J", "drop, points")
+    shown = table(
+        None, "  nothing beats", "ms", "device", "link", "server", "bytes", "frames/s", "J", "drop, points", "by"
+    )
     for one in plan.front:
         stages = one.stages
         mark = "▸ " if one == plan.best else "  "
@@ -162,6 +167,7 @@ def _front(plan: Plan) -> Table:
             f"{one.throughput_fps:,.1f}",
             f"{one.energy_j:.3g}",
             "–" if one.accuracy_drop is None else f"{one.accuracy_drop:.2f}",
+            one.drop_by or "–",
         )
     return shown
 

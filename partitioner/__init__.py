@@ -5,7 +5,7 @@ for cut in list_cuts("model.onnx"):
 bundle = cut_model("model.onnx", cut.name, output="bundles/model", calibrate="photos/", preprocess="imagenet")
 """
 
-from .build import cut_model, list_cuts
+from .build import Prepared, cut_model, list_cuts, prepare
 from .load import load
 from .merge import can_merge, merge_bundles
 from .model import Model
@@ -19,6 +19,7 @@ __all__ = [
     "CutPoint",
     "CutTensor",
     "Model",
+    "Prepared",
     "Quantiser",
     "Survey",
     "add_whole",
@@ -28,5 +29,6 @@ __all__ = [
     "load",
     "merge_bundles",
     "parse_preprocess",
+    "prepare",
     "survey",
 ]

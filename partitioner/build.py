@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,12 @@ from .golden import write_golden
 from .graph import Graph, require_data, view
 from .load import load
 from .model import Model
-from .plan import Plan, make_plan, spec_of
+from .plan import Plan, Uncut, spec_of
 from .points import CutPoint, list_points
 from .preprocess import parse, with_pictures
-from .prove import PROOF_LEVEL, classify, measure
+from .prove import PROOF_LEVEL, AnyRunner, classify, measure
 from .quantise import Quantiser, QuantiserTable
-from .runner import Runner
+from .runner import Remembered, Runner
 from .search import MAX_TENSORS
 from .shapes import OPAQUE, Dim, TensorInfo
 from .split import Crossing, Parts, split
@@ -75,8 +76,44 @@ def list_cuts(
     return points
 
 
-def cut_model(
+@dataclass(frozen=True)
+class Prepared:
+    """A model that `cut_model` can cut again and again; see `prepare`."""
+
+    uncut: Uncut
+    digest: str
+    """Of the model as it was given."""
+    preprocess: Preprocess | None
+
+
+def prepare(
     model: str | Path | Model | torch.nn.Module,
+    *,
+    calibrate: Calibration | None = None,
+    preprocess: str | Preprocess | None = None,
+    weights: str | Path | None = None,
+    frames: int = DEFAULT_FRAMES,
+) -> Prepared:
+    """Do once what all cuts of a model have in common: read it and the frames, and run the whole model on these.
+
+    Args:
+        model: what `load` takes.
+        calibrate: as for `cut_model`, and so the others.
+
+    Raises:
+        ModelError: it cannot be read.
+        UsageError: options that contradict each other or the model.
+    """
+    loaded = load(model, weights)
+    digest = model_digest(loaded.proto, loaded.folder)
+    wanted = parse(preprocess, loaded)
+    if wanted is not None:
+        loaded = with_pictures(loaded, wanted)
+    return Prepared(Uncut(loaded, calibrate=calibrate, preprocess=wanted, limit=frames), digest, wanted)
+
+
+def cut_model(
+    model: str | Path | Model | torch.nn.Module | Prepared,
     at: str | Sequence[str] | None = None,
     *,
     output: str | Path,
@@ -94,7 +131,8 @@ def cut_model(
     """Cut a model, prove the cut, and write the bundle.
 
     Args:
-        model: what `load` takes.
+        model: what `load` takes; or what `prepare` made of it, with the calibration data, preprocessing, weights and
+            number of frames that were given there.
         at: the tensor or the tensors to cut at, several also joined by "+"; the best single tensor when None.
         until: the tensors that come back, for a three-way cut: head and final part on the device, the body between `at`
             and `until` on the server, so that neither the input nor the answer leaves the device.
@@ -117,35 +155,70 @@ def cut_model(
         BundleError: something else is at `output`.
     """
     tell = progress or _quietly
-    loaded = load(model, weights)
-    digest = model_digest(loaded.proto, loaded.folder)
-    wanted = parse(preprocess, loaded)
-    if wanted is not None:
-        loaded = with_pictures(loaded, wanted)
+    if not isinstance(model, Prepared):
+        model = prepare(model, calibrate=calibrate, preprocess=preprocess, weights=weights, frames=frames)
     names = read_labels(labels)
     with BundleWriter(Path(output)) as writer:
         tell("proving the cut", 0, 1)
-        plan = make_plan(loaded, _names(at), _names(until), calibrate=calibrate, preprocess=wanted, limit=frames)
+        plan = model.uncut.plan(_names(at), _names(until))
         tell("proving the cut", 1, 1)
         cut, outputs = write_cut(plan, calibrate_steps(plan, quantiser, tell), writer, tell)
         check_labels(names, outputs)
         return writer.finish(
-            Manifest(
-                schema=SCHEMA,
-                name=bundle_name(name or Path(output).name),
-                made_by=made_by(),
-                batched=plan.graph.batched,
-                inputs=plan.inputs,
-                outputs=outputs,
-                cuts=(cut,),
-                files={},
-                preprocess=wanted,
+            manifest_of(
+                plan,
+                cut,
+                outputs,
+                name=name or Path(output).name,
+                preprocess=model.preprocess,
                 labels=names,
                 local=_write_whole(plan, whole, writer),
-                tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
-                model=digest,
+                model=model.digest,
             )
         )
+
+
+def manifest_of(
+    plan: Plan,
+    cut: Cut,
+    outputs: tuple[OutputSpec, ...],
+    *,
+    name: str,
+    preprocess: Preprocess | None,
+    labels: tuple[str, ...],
+    local: str | None = None,
+    model: str | None = None,
+    accuracy: float | None = None,
+) -> Manifest:
+    """What a bundle of one cut says of itself; its files are listed when it is finished.
+
+    Args:
+        plan: the cut, proven.
+        cut: as it was written.
+        outputs: of the model.
+        name: what devices ask for; made to fit.
+        preprocess: how pictures become the model's input.
+        labels: of the classes.
+        local: file of the whole model.
+        model: digest of the uncut model.
+        accuracy: of the uncut model.
+    """
+    return Manifest(
+        schema=SCHEMA,
+        name=bundle_name(name),
+        made_by=made_by(),
+        batched=plan.graph.batched,
+        inputs=plan.inputs,
+        outputs=outputs,
+        cuts=(cut,),
+        files={},
+        preprocess=preprocess,
+        labels=labels,
+        local=local,
+        tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
+        model=model,
+        accuracy=accuracy,
+    )
 
 
 def _quietly(_stage: str, _done: int, _total: int) -> None:
@@ -176,7 +249,9 @@ def write_cut(
         if write(proto, plan.graph.model.folder, path):
             writer.add(f"{part}.onnx.data", _FILES[part])
     # What is measured are the files as they will be deployed.
-    runners = {part: Runner.of_file(writer.root / f"{part}.onnx") for part in parts.protos()}
+    made = {part: Runner.of_file(writer.root / f"{part}.onnx") for part in parts.protos()}
+    # The tables are learnt from what the head makes of frames that it sees again when the qualities are measured.
+    runners: dict[str, AnyRunner] = {**made, "head": Remembered(made["head"])}
     levels = next(iter(tables.values())).levels if tables else ()
     crossing = tuple(_crossing_tensor(c, plan.graph, levels) for c in parts.crossing)
     crossing = write_tables(plan, runners["head"], crossing, parts.quality_input, writer, tell)
@@ -224,13 +299,13 @@ def _cut_name(parts: Parts) -> str:
 def _measure(
     plan: Plan,
     parts: Parts,
-    runners: Mapping[str, Runner],
+    runners: Mapping[str, AnyRunner],
     payload_bytes: Callable[[Mapping[str, Array], int], int],
     levels: tuple[int, ...],
     *,
     tell: Progress,
 ) -> tuple[tuple[Quality, ...], tuple[OutputSpec, ...]]:
-    whole = plan.runner(plan.graph.model.proto)
+    whole = plan.form.deployed
     groups = list(plan.feeder.groups(plan.measured(max(1, len(levels))), plan.group))
     references = [whole(feed) for feed, _ in groups]
     batched = plan.graph.batched

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from ..runtime.bundle import BundleWriter
 from ..runtime.manifest import Cut, Half
 from .plan import Plan
-from .runner import Runner
+from .prove import AnyRunner
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def write_golden(plan: Plan, cut: Cut, parts: Mapping[str, Runner], writer: BundleWriter) -> None:
+def write_golden(plan: Plan, cut: Cut, parts: Mapping[str, AnyRunner], writer: BundleWriter) -> None:
     """Write the files that the cut names.
 
     `head`: `input/<i>` in the order of the head's inputs, `symbols/<q>/<i>` in the order of `Cut.crossing`.

@@ -17,7 +17,7 @@ import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
 
-from ..runtime.errors import ModelError, ModelFormatError, OpsetError
+from ..runtime.errors import ModelError, ModelFormatError, OpsetError, first_line
 from . import bfloat16
 from .check import check
 
@@ -97,11 +97,6 @@ def normalise(proto: onnx.ModelProto, where: str, folder: Path | None = None) ->
     proto.graph.input.extend(inputs)
     proto.ir_version = min(max(proto.ir_version, MIN_IR), MAX_IR)
     return proto
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 
@@ -12,12 +14,12 @@ from ..runtime.errors import NothingToCutError, UsageError
 from ..runtime.manifest import Preprocess, TensorSpec
 from .batch import with_batch, with_one
 from .cuts import Separation, separate
-from .data import Calibration, Frame, made_up_frames, read_frames
+from .data import DEFAULT_FRAMES, Calibration, Frame, made_up_frames, read_frames
 from .graph import Graph, require_data, view
 from .model import Model
 from .points import list_points
-from .prove import PROOF_LEVEL, Feeder, check_batch, check_exact
-from .runner import Runner
+from .prove import PROOF_LEVEL, Feeder, check_batch, check_exact, check_steady
+from .runner import Remembered, Runner
 from .shapes import TensorInfo, numpy_name
 from .split import split
 
@@ -32,18 +34,131 @@ _MIN_MEASURED = 8
 _NO_DATA_FRAMES = 4
 
 
+class Form:
+    """A model as it takes frames, batches of any length or one at a time, with the frames to try it on.
+
+    All cuts of the model share it: it is looked at once, and what it answers is kept.
+    """
+
+    def __init__(self, model: Model, calibrate: Calibration | None, preprocess: Preprocess | None, limit: int) -> None:
+        self.graph = view(model)
+        require_data(self.graph)
+        batched = self.graph.batched
+        self.inputs = tuple(spec_of(name, self.graph.infos[name], batched) for name in self.graph.inputs)
+        self.calibrated = calibrate is not None
+        """The frames are data, not noise."""
+        self.frames: Sequence[Frame]
+        if calibrate is None:
+            self.frames = made_up_frames(model.proto, batched, _NO_DATA_FRAMES)
+        else:
+            self.frames = read_frames(calibrate, self.inputs, preprocess, limit)
+        self.feeder = Feeder(tuple(spec.name for spec in self.inputs), batched)
+
+    @cached_property
+    def deployed(self) -> Remembered:
+        """The whole model, fully optimised."""
+        return Remembered(Runner(self.graph.model.proto, self.graph.model.folder))
+
+    @cached_property
+    def proven(self) -> Remembered:
+        """The whole model as the proof runs it."""
+        return Remembered(Runner(self.graph.model.proto, self.graph.model.folder, PROOF_LEVEL))
+
+    @cached_property
+    def sound(self) -> bool:
+        """Whether a batch, if it takes one, is what it is taken for.
+
+        Raises:
+            ProofError: it answers differently every time.
+        """
+        if self.graph.batched and not check_batch(self.proven, self.feeder, self.frames):
+            return False
+        check_steady(self.proven.fresh, self.feeder, self.frames)
+        return True
+
+
+class Uncut:
+    """A model that is to be cut, once or often: what its cuts have in common is made once."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        calibrate: Calibration | None = None,
+        preprocess: Preprocess | None = None,
+        limit: int = DEFAULT_FRAMES,
+    ) -> None:
+        """Take a model.
+
+        Args:
+            model: with its preprocessing in the graph.
+            calibrate: what `read_frames` takes; noise is run where there is none.
+            preprocess: how pictures are fitted.
+            limit: at most so many frames.
+        """
+        self.model = model
+        self._of = (calibrate, preprocess, limit)
+        self._lock = threading.Lock()
+        self._forms: dict[object, Form | None] = {}
+
+    def plan(self, at: Sequence[str], until: Sequence[str] = ()) -> Plan:
+        """Separate the graph and prove the parts, with a batch of any length where the model allows it.
+
+        Raises:
+            ModelError: as `cut_model` says.
+        """
+        for form in self.forms():
+            graph = form.graph
+            separation = separate(graph, resolve(graph, at), resolve(graph, until) if until else ())
+            if graph.batched and not _all_batched(graph, separation):
+                logger.info("%s: not all that crosses has the batch in front, so frames go one by one", self.model.name)
+                continue
+            with self._lock:
+                sound = form.sound
+            if sound:
+                return Plan(form, separation, _prove(form, separation))
+        raise UsageError(f"{self.model.name}: the model takes neither a batch nor a single frame of this data")
+
+    def forms(self) -> Iterator[Form]:
+        """With batches of any length where it can, then with single frames; each made when it is wanted."""
+        for change in (with_batch, with_one):
+            with self._lock:
+                if change not in self._forms:
+                    candidate = change(self.model)
+                    self._forms[change] = None if candidate is None else Form(candidate, *self._of)
+                form = self._forms[change]
+            if form is not None:
+                yield form
+
+
 @dataclass(frozen=True)
 class Plan:
     """What will be written, and the data to measure it with."""
 
-    graph: Graph
+    form: Form
     separation: Separation
-    inputs: tuple[TensorSpec, ...]
-    frames: Sequence[Frame]
-    calibrated: bool
-    """The frames are data, not noise."""
     exact: bool
     """The proof was bit for bit, and not within the steps of float16."""
+
+    @property
+    def graph(self) -> Graph:
+        """The uncut model's."""
+        return self.form.graph
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The model's."""
+        return self.form.inputs
+
+    @property
+    def frames(self) -> Sequence[Frame]:
+        """To calibrate and measure with."""
+        return self.form.frames
+
+    @property
+    def calibrated(self) -> bool:
+        """The frames are data, not noise."""
+        return self.form.calibrated
 
     @property
     def crossing(self) -> tuple[str, ...]:
@@ -53,7 +168,7 @@ class Plan:
     @property
     def feeder(self) -> Feeder:
         """How frames go into sessions."""
-        return Feeder(tuple(spec.name for spec in self.inputs), self.graph.batched)
+        return self.form.feeder
 
     @property
     def group(self) -> int:
@@ -72,50 +187,16 @@ class Plan:
         return [self.frames[i * len(self.frames) // count] for i in range(count)]
 
 
-def make_plan(
-    model: Model,
-    at: Sequence[str],
-    until: Sequence[str],
-    *,
-    calibrate: Calibration | None,
-    preprocess: Preprocess | None,
-    limit: int,
-) -> Plan:
-    """Separate the graph and prove the parts, with a batch of any length where the model allows it.
+def _prove(form: Form, separation: Separation) -> bool:
+    """Whether the parts are the whole bit for bit, and not within the steps of float16.
 
     Raises:
-        ModelError: as `cut_model` says.
+        ProofError: they are not even that.
     """
-    for candidate in (with_batch(model), with_one(model)):
-        if candidate is None:
-            continue
-        graph = view(candidate)
-        require_data(graph)
-        separation = separate(graph, resolve(graph, at), resolve(graph, until) if until else ())
-        if graph.batched and not _all_batched(graph, separation):
-            logger.info("%s: not all that crosses has the batch in front, so frames go one by one", model.name)
-            continue
-        inputs = tuple(spec_of(name, graph.infos[name], graph.batched) for name in graph.inputs)
-        if calibrate is None:
-            frames = made_up_frames(candidate.proto, graph.batched, _NO_DATA_FRAMES)
-        else:
-            frames = read_frames(calibrate, inputs, preprocess, limit)
-        plan = Plan(graph, separation, inputs, frames, calibrated=calibrate is not None, exact=True)
-        exact = _prove(plan)
-        if exact is not None:
-            return Plan(graph, separation, inputs, frames, calibrated=calibrate is not None, exact=exact)
-    raise UsageError(f"{model.name}: the model takes neither a batch nor a single frame of this data")
-
-
-def _prove(plan: Plan) -> bool | None:
-    """Whether the parts are exactly the whole; None where the batch is not what it is taken for."""
-    whole = plan.runner(plan.graph.model.proto, PROOF_LEVEL)
-    if plan.graph.batched and not check_batch(whole, plan.feeder, plan.frames):
-        return None
-    protos = split(plan.graph, plan.separation, {}).protos().values()
-    parts = [plan.runner(proto, PROOF_LEVEL) for proto in protos]
-    half = any(info.dtype == onnx.TensorProto.FLOAT16 for info in plan.graph.infos.values())
-    return check_exact(whole, parts, plan.feeder, plan.frames, half=half)
+    graph = form.graph
+    parts = [Runner(proto, graph.model.folder, PROOF_LEVEL) for proto in split(graph, separation, {}).protos().values()]
+    half = any(info.dtype == onnx.TensorProto.FLOAT16 for info in graph.infos.values())
+    return check_exact(form.proven, parts, form.feeder, form.frames, half=half)
 
 
 def resolve(graph: Graph, at: Sequence[str]) -> Sequence[str]:

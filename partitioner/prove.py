@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import ModelError, ProofError
 from ..runtime.manifest import Quality
 from .data import Frame
-from .runner import Runner
+from .runner import Remembered, Runner
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,10 @@ class Feeder:
             start = stop
 
 
-def check_batch(whole: Runner, feeder: Feeder, frames: Sequence[Frame]) -> bool:
+AnyRunner = Runner | Remembered
+
+
+def check_batch(whole: AnyRunner, feeder: Feeder, frames: Sequence[Frame]) -> bool:
     """Whether a batch of two gives what two single runs give."""
     pair = [frames[0], next((f for f in frames[1:] if _same_shapes(f, frames[0])), frames[0])]
     try:
@@ -97,8 +100,21 @@ def _close(a: Array, b: Array, tolerance: float = _BATCH_TOLERANCE) -> bool:
     return bool(np.allclose(x, y, rtol=0, atol=tolerance * scale + 1e-6, equal_nan=True))
 
 
+def check_steady(whole: Runner, feeder: Feeder, frames: Sequence[Frame]) -> None:
+    """Hold a model against itself.
+
+    Raises:
+        ProofError: it answers differently every time.
+    """
+    feed = feeder.one(frames[0])
+    again = whole(feed)
+    for name, array in whole(feed).items():
+        if not identical(array, again[name]):
+            raise ProofError(f"{name!r}: the model answers differently every time, so no cut can be proven")
+
+
 def check_exact(
-    whole: Runner, parts: Sequence[Runner], feeder: Feeder, frames: Sequence[Frame], *, half: bool = False
+    whole: AnyRunner, parts: Sequence[Runner], feeder: Feeder, frames: Sequence[Frame], *, half: bool = False
 ) -> bool:
     """Hold the unquantised parts against the whole model, bit for bit, on single frames and on a batch.
 
@@ -114,17 +130,13 @@ def check_exact(
         Whether every output was the same bit for bit.
 
     Raises:
-        ProofError: an output differs; or the model itself answers differently every time.
+        ProofError: an output differs.
     """
     some = frames[:_PROOF_FRAMES]
     feeds = [feeder.one(frame) for frame in some] + [
         feed for feed, count in feeder.groups(some, len(some)) if count > 1
     ]
     exact = True
-    first, again = whole(feeds[0]), whole(feeds[0])
-    for name, array in first.items():
-        if not identical(array, again[name]):
-            raise ProofError(f"{name!r}: the model answers differently every time, so no cut can be proven")
     for feed in feeds:
         expected = whole(feed)
         made = dict(feed)
@@ -208,7 +220,7 @@ class _Tally:
 
 
 def measure(
-    parts: Sequence[Runner],
+    parts: Sequence[AnyRunner],
     feeder: Feeder,
     *,
     groups: Sequence[tuple[Mapping[str, Array], int]],

@@ -7,6 +7,7 @@ by node the kernels are those of the whole graph.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ Array = NDArray[Any]
 SLICE_BYTES = 256 << 20
 WHOLE_BYTES = 512 << 20
 """Weights up to this are held in one session."""
+_KEEP_BYTES = 64 << 20
 
 
 class Runner:
@@ -68,6 +70,34 @@ class Runner:
             wanted = {name for later in self._steps[i + 1 :] for name in later.inputs} | set(self.outputs)
             alive = {name: array for name, array in alive.items() if name in wanted}
         return {name: alive[name] for name in self.outputs}
+
+
+class Remembered:
+    """A runner that keeps its answers, 64 MiB of them at most: the same frames come again for every cut and quality."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.fresh = runner
+        """The runner itself, which computes every time."""
+        self.inputs, self.outputs = runner.inputs, runner.outputs
+        self._kept: dict[bytes, dict[str, Array]] = {}
+        self._room = _KEEP_BYTES
+
+    def __call__(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """As the runner itself; nobody may write into the arrays."""
+        key = hashlib.blake2b()
+        for name in self.inputs:
+            array = feed[name]
+            key.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            key.update(array.tobytes() if array.dtype != object else repr(array.tolist()).encode())
+        kept = self._kept.get(key.digest())
+        if kept is not None:
+            return dict(kept)
+        made = self.fresh(feed)
+        size = sum(array.nbytes for array in made.values())
+        if size <= self._room:
+            self._room -= size
+            self._kept[key.digest()] = made
+        return dict(made)
 
 
 class _Step:

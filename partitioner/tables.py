@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from ..runtime.bundle import BundleWriter
 from ..runtime.codec import TRAINED_CODER, BoundCoder, SymbolSpec, by_label, labels, train_table
 from ..runtime.manifest import CrossingTensor, Half, TableRef
+from .blas import ONE_THREAD
 from .calibrate import Progress
 from .data import Frame, spread
 from .plan import Plan
-from .runner import Runner
+from .prove import AnyRunner
 
 TABLES = "tables.bin"
 _SYMBOLS = 1 << 23
@@ -26,7 +27,7 @@ _MIN_FRAMES = 8
 
 def write_tables(
     plan: Plan,
-    head: Runner,
+    head: AnyRunner,
     crossing: Sequence[CrossingTensor],
     quality_input: str | None,
     writer: BundleWriter,
@@ -55,7 +56,8 @@ def write_tables(
             for tensor in chosen:
                 samples = [symbols[tensor.symbols.name] for symbols in made]
                 spec = SymbolSpec(samples[0].shape, samples[0].dtype, tensor.levels[quality], tensor.channel_axis)
-                table = train_table(spec, samples)
+                with ONE_THREAD:
+                    table = train_table(spec, samples)
                 refs[tensor.name].append(TableRef(TRAINED_CODER, stream.tell(), len(table)))
                 stream.write(table)
             tell("learning the coder's tables", quality + 1, count)
@@ -63,7 +65,7 @@ def write_tables(
 
 
 def _symbols(
-    plan: Plan, head: Runner, frames: Sequence[Frame], quality: Mapping[str, int]
+    plan: Plan, head: AnyRunner, frames: Sequence[Frame], quality: Mapping[str, int]
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """What the head makes of each frame, without batch axes."""
     for feed, count in plan.feeder.groups(frames, plan.group):

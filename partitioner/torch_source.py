@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..runtime.errors import MissingDependencyError, ModelError, NarrowsError, UsageError
-from .model import Model, first_line, from_file, nearest
+from ..runtime.errors import MissingDependencyError, ModelError, NarrowsError, UsageError, first_line
+from .model import Model, from_file, nearest
 from .quiet import quiet_exporter
 
 logger = logging.getLogger(__name__)

@@ -64,6 +64,7 @@ class Pair:
                 tail=other.tail,
                 tail_batches=other.tail_batches,
                 tail_bytes=other.tail_bytes,
+                held_out_accuracy=_first(own.held_out_accuracy, other.held_out_accuracy),
                 qualities=tuple(map(self._quality, own.qualities, other.qualities)),
             )
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from typing import Literal
 
 from ..runtime.cost import PowerModel, frame_wire_bytes, transfer_s
 from ..runtime.errors import UsageError
@@ -19,6 +20,17 @@ from .link import Link
 from .pair import Pair
 from .profile import Batch, Profile, Sizes, Timing
 from .queueing import BatchCurve, solve
+
+DropBy = Literal["held-out accuracy", "accuracy", "agreement"]
+"""On the pictures held out in a bottleneck's training, on those of the profile, or 1 - agreement on those."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fidelity:
+    agreement: float | None
+    accuracy: float | None
+    drop: float | None
+    by: DropBy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +110,9 @@ class Prediction:
     accuracy: float | None
     """Share of right answers; None where there were no labels."""
     accuracy_drop: float | None
-    """Points of per cent that it costs beside the whole model: by accuracy where known, else 1 - agreement (no drop can
-    be larger than that); None where both are unknown."""
+    """Points of per cent that it costs beside the whole model; None where nobody knows."""
+    drop_by: DropBy | None
+    """What the drop is known by; one by agreement is the most that it can be."""
     memory_bytes: int | None
     """That the device's graph takes."""
     disk_bytes: int
@@ -145,7 +158,7 @@ class _Predictor:
                     _Parts(cut.head, quality.encode, quality.decode, cut.tail, cut.final),
                     quality.payload,
                     batches=cut.tail_batches,
-                    fidelity=self._fidelity(quality.agreement, quality.accuracy),
+                    fidelity=self._fidelity(quality.agreement, quality.accuracy, cut.held_out_accuracy),
                     memory_bytes=cut.peak_memory_bytes,
                     disk_bytes=cut.head_bytes,
                 )
@@ -185,6 +198,7 @@ class _Predictor:
             agreement=1.0,
             accuracy=whole.accuracy,
             accuracy_drop=0.0,
+            drop_by="agreement" if whole.accuracy is None else "accuracy",
             memory_bytes=whole.peak_memory_bytes,
             disk_bytes=whole.file_bytes,
         )
@@ -196,7 +210,7 @@ class _Predictor:
         payload: Sizes,
         *,
         batches: Sequence[Batch],
-        fidelity: tuple[float | None, float | None, float | None],
+        fidelity: _Fidelity,
         memory_bytes: int | None,
         disk_bytes: int,
     ) -> Prediction:
@@ -208,7 +222,6 @@ class _Predictor:
         wire = frame_wire_bytes(payload.mean)
         power, measured = self._power()
         energy_j = power.energy_j(usual.device / 1000, (usual.total - usual.device) / 1000, self.link.up_s(wire))
-        agreement, accuracy, drop = fidelity
         return Prediction(
             point,
             usual,
@@ -218,9 +231,10 @@ class _Predictor:
             wire_bytes=wire,
             energy_j=energy_j,
             energy_measured=measured,
-            agreement=agreement,
-            accuracy=accuracy,
-            accuracy_drop=drop,
+            agreement=fidelity.agreement,
+            accuracy=fidelity.accuracy,
+            accuracy_drop=fidelity.drop,
+            drop_by=fidelity.by,
             memory_bytes=memory_bytes,
             disk_bytes=disk_bytes,
         )
@@ -255,13 +269,15 @@ class _Predictor:
         slowest = max(stages.head + stages.final, stages.encode, 1000 * self.link.up_s(wire), server_ms)
         return 1000 / slowest if slowest else math.inf
 
-    def _fidelity(
-        self, agreement: float | None, accuracy: float | None
-    ) -> tuple[float | None, float | None, float | None]:
-        whole = self.pair.whole_accuracy
+    def _fidelity(self, agreement: float | None, accuracy: float | None, held_out: float | None = None) -> _Fidelity:
+        """By accuracy where that and the whole model's on the same pictures are known, else by agreement."""
+        whole = self.pair.whole_accuracy if held_out is None else held_out
         if accuracy is not None and whole is not None:
-            return agreement, accuracy, 100 * (whole - accuracy)
-        return agreement, accuracy, None if agreement is None else 100 * (1 - agreement)
+            by: DropBy = "accuracy" if held_out is None else "held-out accuracy"
+            return _Fidelity(agreement, accuracy, 100 * (whole - accuracy), by)
+        if agreement is not None:
+            return _Fidelity(agreement, accuracy, 100 * (1 - agreement), "agreement")
+        return _Fidelity(None, accuracy, None, None)
 
     def _power(self) -> tuple[PowerModel, bool]:
         power, guess = self.pair.device.power, self.conditions.power

@@ -78,7 +78,7 @@ class QualityProfile:
     agreement: Share | None = None
     """Share of the pictures on which split and whole have the same best class; None for no classifier."""
     accuracy: Share | None = None
-    """Share of right answers, where the pictures came with labels."""
+    """Share of right answers: on held-out pictures where the bundle says so, else on these where they had labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,9 @@ class CutProfile:
     """Highest resident memory of a process that does nothing but load and run the head, above one that does not."""
     energy_j: Positive | None = None
     """Of one head run, where there is a meter."""
+    held_out_accuracy: Share | None = None
+    """Of the uncut model on the pictures that were held out when a bottleneck was trained: what its qualities' accuracy
+    compares to. None where that is `Whole.accuracy`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ class _Session:
         if self.whole is not None:
             return Watch(self.whole.once_ms)
         bundle, frame = self.bundles[0], self.frames[0]
-        meter = CutMeter(bundle, 0, replace(self.options, on_device=True), self.frames)
+        meter = CutMeter(bundle, 0, replace(self.options, on_device=True, server=None), self.frames)
         return Watch(lambda: repeat(lambda: meter.run_head(frame, 0), self.options.steady, 0.0).ms)
 
     def _cuts(self, watch: Watch) -> Iterator[CutProfile]:

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..partitioner import Model, can_merge, cut_model, load, merge_bundles, parse_preprocess, survey
+from ..partitioner import Prepared, can_merge, cut_model, load, merge_bundles, parse_preprocess, prepare, survey
 from ..planner.profile import Estimate, Profile
 from ..planner.shortlist import shortlist
 from ..runtime.bundle import Bundle
 from ..runtime.errors import ModelError, NothingToCutError, UsageError
-from ..runtime.manifest import Half, Preprocess
+from ..runtime.manifest import Half
 from .bundle import profile_bundles
 from .options import ProfileOptions, Progress, quietly
 
@@ -72,9 +72,11 @@ def profile_model(
         Estimate(point.name, round(ms, 4), point.raw_bytes, point.symbol_bytes, point.depth)
         for point, ms in zip(found.points, found.heads_ms, strict=True)
     )
-    chosen = shortlist(estimates, found.whole_ms, cutting.cuts)
+    picture_values = preprocess.height * preprocess.width * 3 if preprocess is not None else None
+    chosen = shortlist(estimates, found.whole_ms, cutting.cuts, picture_values)
     with tempfile.TemporaryDirectory(prefix="narrows-profile-") as name:
-        bundles, notes = _cut(loaded, preprocess, [one.name for one in chosen], Path(name), options, cutting, progress)
+        ready = prepare(loaded, calibrate=options.images, preprocess=preprocess, frames=cutting.frames)
+        bundles, notes = _cut(ready, [one.name for one in chosen], loaded.name, Path(name), progress)
         profile = profile_bundles(bundles, options, progress)
         if cutting.bundle is not None:
             merge_bundles(bundles, cutting.bundle, cutting.bundle.name)
@@ -82,13 +84,7 @@ def profile_model(
 
 
 def _cut(
-    model: Model,
-    preprocess: Preprocess | None,
-    names: Sequence[str],
-    folder: Path,
-    options: ProfileOptions,
-    cutting: CuttingOptions,
-    tell: Progress,
+    model: Prepared, names: Sequence[str], title: str, folder: Path, tell: Progress
 ) -> tuple[list[Bundle], list[str]]:
     """The cuts that can be made, as bundles; the first carries the whole model.
 
@@ -102,11 +98,8 @@ def _cut(
                 model,
                 names[number],
                 output=folder / f"cut{number}",
-                calibrate=options.images,
-                preprocess=preprocess,
                 whole=tuple(Half) if whole else (),
-                name=model.name,
-                frames=cutting.frames,
+                name=title,
             )
         except ModelError as error:
             return error
@@ -126,5 +119,5 @@ def _cut(
                 bundles.append(made)
             tell("cutting", number + 1, len(names))
     if not bundles:
-        raise NothingToCutError(f"{model.name}: none of the best cuts can be made; {notes[-1]}")
+        raise NothingToCutError(f"{title}: none of the best cuts can be made; {notes[-1]}")
     return bundles, notes

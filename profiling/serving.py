@@ -34,9 +34,13 @@ from .stopwatch import Stopwatch, timing_of
 
 _FRAMES = 8
 """Of each quality, one after the other."""
+_APART_BYTES = 2048
 _BURSTS = 4
 """Of each size."""
 _CONNECTS = 7
+_PAUSE_S = 0.02
+"""Before a frame that is timed: a device's frame finds threads and caches that have waited, too, and none that just
+served another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ def with_server(
     if options.on_device:
         return profile
     if options.server is not None:
-        return _Remote(bundles[0], options.server, frames, options, tell).measured(profile)
+        return _measured(profile, [_Remote(bundle, options.server, frames, options, tell) for bundle in bundles])
     whole = [bundle for bundle in bundles if Half.SERVER in bundle.halves]
     if not whole:
         return replace(profile, notes=(*profile.notes, "no server was measured: the transport's own cost is not known"))
@@ -154,7 +158,7 @@ class _Remote:
         self.answers: list[Answer] = []
 
     def measured(self, profile: Profile) -> Profile:
-        """The profile with this server's tails, batches, decoding and transport."""
+        """The profile with this server's tails, batches and decoding of the bundle's cuts, and its whole model."""
         cuts = [cut for cut in self.bundle.manifest.cuts if profile.cut(cut.name) is not None]
         found: dict[str, CutProfile] = {}
         with self._client() as client:
@@ -164,20 +168,19 @@ class _Remote:
                 found[cut.name] = self._cut(client, own)
                 self.tell("measuring the server", done + 1, len(cuts))
             encodings, server_whole = self._offloads(client, profile)
-        profile = replace(
+        return replace(
             profile,
             cuts=tuple(found.get(cut.name, cut) for cut in profile.cuts),
             served_by=self.address,
-            server_whole=server_whole,
+            server_whole=server_whole or profile.server_whole,
             encodings=encodings,
         )
-        return self._transport(profile, f"the server at {self.address}")
 
     def with_transport(self, profile: Profile, how: str) -> Profile:
         """The profile with nothing but the transport from here."""
         with self._client() as client:
             self._ask(client, self.bundle.manifest.cuts[0].name)
-        return self._transport(profile, how)
+        return self.transport(profile, self.answers, how)
 
     @contextmanager
     def _client(self) -> Iterator[Client]:
@@ -220,7 +223,7 @@ class _Remote:
                 with watch(("encode", point)):
                     coded.append(picture_frame(number, picture, point.quality, point.format))
             client.ask(coded[:1])
-            for answer in (answer for frame in coded for answer in client.ask([frame])):
+            for answer in (answer for frame in coded for answer in self._alone(client, frame)):
                 watch.add("whole", answer.reply.timing.tail_ms)
                 watch.add(point, answer.reply.timing.decode_ms)
             sizes = sizes_of([frame.payload_bytes for frame in coded])
@@ -240,24 +243,40 @@ class _Remote:
         answers: dict[int, list[Answer]] = {quality: [] for quality in coded}
         for number in range(_FRAMES):
             for quality, frames in coded.items():
-                answers[quality] += client.ask([frames[number]])
+                answers[quality] += self._alone(client, frames[number])
             self.tell("measuring the transport", number + 1, _FRAMES)
-        self.answers += [answer for group in answers.values() for answer in group]
         return answers
+
+    def _alone(self, client: Client, frame: CodedFrame) -> list[Answer]:
+        """One frame after a pause; its link's time counts from here to here, hand-overs between threads included."""
+        time.sleep(_PAUSE_S)
+        began = time.monotonic()
+        (answer,) = client.ask([frame])
+        self.answers.append(replace(answer, link_ms=(time.monotonic() - began) * 1000 - answer.server_ms))
+        return [answer]
 
     def _coded(self, cut: str, quality: int) -> list[CodedFrame]:
         return coded_frames(self.bundle, cut, quality, [self.frames[n % len(self.frames)] for n in range(_FRAMES)])
 
-    def _transport(self, profile: Profile, how: str) -> Profile:
+    def transport(self, profile: Profile, answers: Sequence[Answer], how: str) -> Profile:
         """A straight line through link times over sizes, less the round trip of the link itself."""
-        fixed_ms, byte_ms = straight_line([a.wire_bytes for a in self.answers], [a.link_ms for a in self.answers])
+        fixed_ms, byte_ms = straight_line([a.wire_bytes for a in answers], [a.link_ms for a in answers])
         rtt_ms, here = _round_trip(self.address, self.options.timeout_s)
         return replace(
             profile,
             # Over a real link, what a byte takes is the link's and not the transport's.
             transport=Transport(max(0.0, fixed_ms - rtt_ms), 1000 * byte_ms if here else 0.0, how),
-            reply_bytes=float(np.mean([answer.reply_bytes for answer in self.answers])),
+            reply_bytes=float(np.mean([answer.reply_bytes for answer in answers])),
         )
+
+
+def _measured(profile: Profile, remotes: Sequence[_Remote]) -> Profile:
+    """The profile with one server's figures for several bundles that it serves."""
+    profile = replace(profile, server_whole=None)  # this machine's is not that server's
+    for remote in remotes:
+        profile = remote.measured(profile)
+    answers = [answer for remote in remotes for answer in remote.answers]
+    return remotes[0].transport(profile, answers, f"the server at {remotes[0].address}")
 
 
 def coded_frames(bundle: Bundle, cut_name: str, quality: int, frames: Sequence[Frame]) -> list[CodedFrame]:
@@ -281,10 +300,14 @@ def coded_frames(bundle: Bundle, cut_name: str, quality: int, frames: Sequence[F
 
 
 def straight_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float]:
-    """Intercept and slope, not below 0, of times over sizes: medians over all pairs (Sen, JASA 1968)."""
+    """Intercept and slope, not below 0, of times over sizes: medians over all pairs (Sen, JASA 1968).
+
+    Only pairs of clearly different sizes have a say: a byte takes nanoseconds, and what lies between two frames of
+    nearly one size is noise. Without any such pair the slope is 0.
+    """
     x, y = np.asarray(sizes, float), np.asarray(times, float)
     first, second = np.triu_indices(len(x), 1)
-    apart = x[second] != x[first]
+    apart = np.abs(x[second] - x[first]) >= _APART_BYTES
     slopes = (y[second] - y[first])[apart] / (x[second] - x[first])[apart]
     slope = max(0.0, float(np.median(slopes))) if len(slopes) else 0.0
     return float(np.median(y - slope * x)), slope

@@ -34,7 +34,7 @@ class Steady:
     least_ms: float = 0.05
     """An interval narrower than this is narrow enough, whatever the median."""
     least_runs: int = 12
-    most_s: float = 1.0
+    most_s: float = 0.5
     """Spent on one cut beyond its first round, at most."""
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class PointParts:
     agreement: float | None
     accuracy: float | None
     drop: float | None
+    drop_by: str | None
     memory_bytes: float | None
     disk_bytes: float
 
@@ -196,6 +197,7 @@ def _parts(
         agreement=known.agreement,
         accuracy=known.accuracy,
         drop=known.accuracy_drop,
+        drop_by=known.drop_by,
         memory_bytes=known.memory_bytes,
         disk_bytes=known.disk_bytes,
     )

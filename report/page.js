@@ -80,7 +80,7 @@ function showAnswer(all, { best, misses }) {
   el("verdict").textContent = said[0].toUpperCase() + said.slice(1);
   const words = missed.map(([what, factor]) => `${what} at ${factor.toFixed(2)}× its bound`);
   if (best.bytes) words.push(bytes(best.bytes) + " a frame");
-  if (best.drop !== null && best.point.mode !== "local") words.push(`${best.drop.toFixed(1)} points of accuracy ${model.measured_accuracy ? "lost" : "lost at most"}`);
+  if (best.drop !== null && best.point.mode !== "local") words.push(`${best.drop.toFixed(1)} points of accuracy ${best.point.drop_by === "agreement" ? "lost at most" : "lost"}`);
   for (const mode of ["split", "local", "offload"].filter(mode => mode !== best.point.mode)) {
     const others = all.filter(one => one.point.mode === mode);
     if (!others.length) continue;

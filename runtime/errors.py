@@ -233,3 +233,8 @@ TRANSIENT: tuple[type[NarrowsError], ...] = (LinkError, DrainingError, InternalE
 def from_code(code: str, text: str) -> NarrowsError:
     """The error that a peer reported. A code from a newer peer that is unknown here becomes a plain `NarrowsError`."""
     return BY_CODE.get(code, NarrowsError)(text)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library's says, in one line of 300 characters at most."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .bundle import cache_folder, sha256_of
 from .cores import available_cores
-from .errors import BundleError, MissingDependencyError, UsageError
+from .errors import BundleError, MissingDependencyError, UsageError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -111,7 +111,7 @@ def open_session(
         return ort.InferenceSession(source, settings, providers=providers)
     except graph_errors() as error:
         name = "the graph" if isinstance(path, bytes) else path.name
-        raise BundleError(f"ONNX Runtime {ort.__version__} refuses {name}: {_first_line(error)}") from None
+        raise BundleError(f"ONNX Runtime {ort.__version__} refuses {name}: {first_line(error)}") from None
 
 
 def _provider_options(provider: str, graph: Path | bytes, options: SessionOptions) -> dict[str, str]:
@@ -150,7 +150,3 @@ def graph_errors() -> tuple[type[Exception], ...]:
     state = runtime().capi.onnxruntime_pybind11_state
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented", "EPFail")
     return (RuntimeError, state.RuntimeException, *(getattr(state, name) for name in names if hasattr(state, name)))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import threading
 import time
 from collections import Counter
@@ -26,7 +24,7 @@ from narrows.runtime.bundle import Bundle
 from narrows.runtime.errors import BundleMismatchError, ChecksumError, DrainingError, ModelNotFoundError, UsageError
 from narrows.runtime.link import PACKET_BYTES
 from narrows.runtime.wire import reply_to_wire
-from processes import server_process
+from processes import forked_server
 
 QUICK = DeviceOptions(timeout_s=5.0, stall_s=0.3)
 
@@ -85,28 +83,28 @@ def test_a_server_that_comes_late_is_found(bundle: Bundle, answers: Answers) -> 
 
 
 def test_a_killed_server_costs_no_frame(bundle: Bundle) -> None:
-    """500 frames; SIGKILL in mid-stream; back three seconds later on the same port."""
+    """500 frames; SIGKILL in mid-stream; back more than a second later on the same port."""
     port = free_port()
-    with server_process(bundle.root.parent, port=port) as (process, address), Device(bundle, address) as device:
+    with forked_server(bundle.root.parent, port) as (process, address), Device(bundle, address) as device:
         assert len(list(device.stream(pictures(100)))) == 100
         slow = (picture for picture in pictures(500) if time.sleep(0.002) is None)
         outcomes = []
         for outcome in device.stream(slow):
             outcomes.append(outcome)
             if outcome.id == 100:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
+                process.kill()
+                process.join()
                 revival = threading.Thread(target=_serve_again, args=(bundle.root.parent, port, device))
                 revival.start()
         revival.join()
     assert [outcome.id for outcome in outcomes] == list(range(500))
     assert Counter(outcome.outcome for outcome in outcomes) == {"ok": 500}
-    assert max(outcome.ms["total"] for outcome in outcomes) > 2000
+    assert max(outcome.ms["total"] for outcome in outcomes) > 1000
 
 
 def _serve_again(bundles: Path, port: int, device: Device) -> None:
-    time.sleep(3)
-    with server_process(bundles, port=port):
+    time.sleep(1.2)
+    with forked_server(bundles, port):
         while device.counters.replies < 600:
             time.sleep(0.05)
         time.sleep(0.2)
@@ -213,16 +211,17 @@ def test_draining_in_band_moves_the_stream_without_loss(bundle: Bundle, answers:
 def test_a_draining_process_hands_over_to_the_next(bundle: Bundle) -> None:
     """SIGTERM to a real server, another listens meanwhile: frames go on there, none is lost."""
     with (
-        server_process(bundle.root.parent) as (first, one),
-        server_process(bundle.root.parent) as (_, two),
+        forked_server(bundle.root.parent) as (first, one),
+        forked_server(bundle.root.parent) as (_, two),
         Device(bundle, [one, two]) as device,
     ):
         outcomes = []
         for outcome in device.stream(pictures(200)):
             outcomes.append(outcome)
             if outcome.id == 50:
-                first.send_signal(signal.SIGTERM)
-        assert first.wait(timeout=20) == 0
+                first.terminate()
+        first.join(20)
+        assert first.exitcode == 0
         assert device.infer(pictures(1)[0]).outcome == "ok"
     assert Counter(outcome.outcome for outcome in outcomes) == {"ok": 200}
 

@@ -21,8 +21,9 @@ from narrows.planner.choose import Constraints, plan
 from narrows.planner.link import Link
 from narrows.planner.profile import Estimate, parse, write
 from narrows.planner.shortlist import shortlist
-from narrows.profiling import ProfileOptions, open_bundle, profile_bundles
+from narrows.profiling.bundle import open_bundle, profile_bundles
 from narrows.profiling.model import CuttingOptions, profile_model
+from narrows.profiling.options import ProfileOptions
 from narrows.profiling.stopwatch import Steady
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.errors import ModelError, UsageError
@@ -85,8 +86,10 @@ def test_the_shortlist_has_the_best_of_every_link_and_no_twins() -> None:
         Estimate("late", 9.0, 4_000, 1_000),
     ]
     assert {one.name for one in shortlist(estimates, 10.0, 3)} == {"early", "middle", "late"}
-    assert len(shortlist(estimates, 10.0, 10)) == 4
+    assert len(shortlist(estimates, 10.0, 10)) == 3
     assert shortlist([], 10.0, 3) == []
+    # What takes more bytes than the picture itself can never win over sending that.
+    assert "early" not in {one.name for one in shortlist(estimates, 10.0, 10, picture_values=100_000)}
 
 
 def test_a_model_is_profiled_and_its_cuts_kept_as_one_bundle(saved: Path, data: Path, tmp_path: Path) -> None:
@@ -133,6 +136,17 @@ def test_bundles_of_one_model_have_one_digest(saved: Path, data: Path, tmp_path:
         merge_bundles([one, one], tmp_path / "twice")
     with pytest.raises(UsageError, match="only bundles of one model"):
         merge_bundles([one, make_bundle(tmp_path / "tiny")], tmp_path / "mixed")
+
+
+def test_one_server_is_measured_with_several_bundles(saved: Path, data: Path, tmp_path: Path) -> None:
+    bundles = [cut_model(str(saved), cut, output=tmp_path / "served" / cut, calibrate=data) for cut in ("r0", "r1")]
+    with ServerThread(ServeOptions(tmp_path / "served", port=0)) as server:
+        halves = [open_bundle(bundle.root, on_device=True) for bundle in bundles]
+        made = profile_bundles(halves, replace(QUICK, server=server.address))
+    assert made.served_by == server.address
+    assert [cut.name for cut in made.cuts] == ["r0", "r1"]
+    assert all(cut.tail is not None and cut.tail_batches for cut in made.cuts)
+    assert made.transport is not None
 
 
 def test_a_whole_model_is_added_to_a_bundle(saved: Path, data: Path, tmp_path: Path) -> None:

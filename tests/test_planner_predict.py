@@ -96,6 +96,18 @@ def test_accuracy_counts_where_it_is_known() -> None:
     assert one.accuracy_drop == pytest.approx(1.0)
     unlabelled = predict(profile(cut("c", 1, 1, quality(100, 0.9))), None, Link(1e6))[0]
     assert unlabelled.accuracy_drop == pytest.approx(10.0)
+    assert (one.drop_by, unlabelled.drop_by) == ("accuracy", "agreement")
+
+
+def test_a_trained_bottleneck_is_held_against_its_own_teacher() -> None:
+    trained = replace(cut("c", 1, 1, quality(100, 0.9, accuracy=0.927)), held_out_accuracy=0.94)
+    few = profile(trained, cut("plain", 1, 1, quality(100, 0.9, accuracy=0.75)))
+    few = replace(few, whole=replace(few.whole, accuracy=0.8))  # of sixteen pictures
+    one, plain, *_ = predict(few, None, Link(5e6, 0.04))
+    assert one.accuracy_drop == pytest.approx(1.3)
+    assert one.drop_by == "held-out accuracy"
+    assert plain.accuracy_drop == pytest.approx(5.0)
+    assert plain.drop_by == "accuracy"
 
 
 def test_device_and_server_are_put_together() -> None:

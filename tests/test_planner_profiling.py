@@ -15,8 +15,9 @@ from narrows.device import open_source
 from narrows.planner.link import Link
 from narrows.planner.predict import predict
 from narrows.planner.profile import Profile, parse, read, write
-from narrows.profiling import ProfileOptions, open_bundle, profile_bundles
+from narrows.profiling.bundle import open_bundle, profile_bundles
 from narrows.profiling.machine import Watch
+from narrows.profiling.options import ProfileOptions
 from narrows.profiling.serving import straight_line
 from narrows.profiling.stopwatch import Steady, Stopwatch, repeat, timing_of
 from narrows.runtime.bundle import Bundle, BundleWriter
@@ -234,4 +235,6 @@ def test_a_line_through_link_times() -> None:
     times[3] = 90.0  # one that waited for something else
     assert straight_line(sizes, times) == pytest.approx((1.0, 0.001), rel=1e-3)
     assert straight_line([100, 100], [1.0, 2.0]) == (1.5, 0.0)
-    assert straight_line([1, 2, 3], [3.0, 2.0, 1.0])[1] == 0.0
+    assert straight_line([10_000, 20_000, 30_000], [3.0, 2.0, 1.0])[1] == 0.0
+    # Frames of nearly one size: what they differ by is noise, and no price of a byte.
+    assert straight_line([500, 520, 540], [1.0, 9.0, 2.0]) == (2.0, 0.0)

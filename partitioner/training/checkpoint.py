@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.errors import TrainingError
-from ..model import first_line
+from ...runtime.errors import TrainingError, first_line
 
 _SPARE_BYTES = 64 << 20
 

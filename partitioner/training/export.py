@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ...runtime.bundle import Bundle, BundleWriter
-from ...runtime.manifest import SCHEMA, Cut, Manifest, OutputSpec, Quality
-from ..build import bundle_name, check_labels, made_by, write_cut
-from ..plan import Plan, make_plan
+from ...runtime.manifest import Cut, OutputSpec, Quality
+from ..build import check_labels, manifest_of, write_cut
+from ..plan import Plan, Uncut
 from ..preprocess import with_pictures
 from ..runner import Runner
-from ..tables import TABLES, payload_counter
+from ..tables import payload_counter
 from .data import ImageData, Part
 from .further import FurtherGraphs
 from .graphs import BOTTLENECK, student_model
@@ -81,14 +81,9 @@ def export(
     rest = nn.Sequential(student.decoder, student.tail)
     model = student_model(student.encoder, rest, teacher.example, "student", OUTPUT)
     model = with_pictures(model, teacher.preprocess)
-    plan = make_plan(
-        model,
-        [BOTTLENECK],
-        [],
-        calibrate=_some(data.train, _TABLE_FRAMES),
-        preprocess=teacher.preprocess,
-        limit=_TABLE_FRAMES,
-    )
+    some = _some(data.train, _TABLE_FRAMES)
+    uncut = Uncut(model, calibrate=some, preprocess=teacher.preprocess, limit=_TABLE_FRAMES)
+    plan = uncut.plan([BOTTLENECK])
     tell("exporting", 1, 1)
     with BundleWriter(Path(output)) as writer:
         cut, outputs = write_cut(plan, {BOTTLENECK: student.quantiser.table()}, writer, tell)
@@ -102,18 +97,13 @@ def export(
             further_tails={task.name: further.tail(task) for task in (tasks or {}).values()},
             exit=further.exit(early, cut.tail_outputs[0]) if early is not None else None,
         )
-        manifest = Manifest(
-            schema=SCHEMA,
-            name=bundle_name(name or Path(output).name),
-            made_by=made_by(),
-            batched=plan.graph.batched,
-            inputs=plan.inputs,
-            outputs=outputs,
-            cuts=(cut,),
-            files={},
+        manifest = manifest_of(
+            plan,
+            cut,
+            outputs,
+            name=name or Path(output).name,
             preprocess=teacher.preprocess,
             labels=data.classes if judge.classifier else (),
-            tables=TABLES if any(tensor.tables for tensor in cut.crossing) else None,
             accuracy=judged.teacher if judge.classifier else None,
         )
         return Exported(writer.finish(manifest), judged.symbols, judged.differing)

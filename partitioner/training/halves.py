@@ -12,8 +12,8 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...runtime.errors import CutError, ModelError, UnknownTensorError
-from ..model import first_line, nearest
+from ...runtime.errors import CutError, ModelError, UnknownTensorError, first_line
+from ..model import nearest
 from .teacher import Teacher, macs_of, params_of
 
 Tensor = torch.Tensor

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...runtime.errors import ModelError
+from ...runtime.errors import ModelError, first_line
 from ...runtime.manifest import Preprocess
-from ..model import Model, first_line
+from ..model import Model
 from ..preprocess import parse
 from ..torch_source import Module, library, module_from
 

@@ -123,53 +123,61 @@ class _Training:
         around = _four_neighbours(self.seen).reshape(n, -1)
         centred = flat - flat.mean(axis=1, keepdims=True)
         energy = np.maximum((centred**2).sum(axis=1), 1e-6)
-        designs = [self._causal(c) for c in range(n)]
+        design = np.empty((n, flat.shape[1], 1 + CAUSAL + 2 * refs), np.float32)
+        design[:, :, : 1 + CAUSAL] = self._causal()
+        terms = np.full(n, 1 + CAUSAL)
         ref = np.zeros((n, refs), np.uint16)
-        solved = [_least_squares(d, flat[c]) for c, d in enumerate(designs)]
+        solved = _least_squares(design[:, :, : 1 + CAUSAL], flat)
         for r in range(refs):
-            left_over = flat - np.stack([d @ w for d, w in zip(designs, solved, strict=True)])
+            left_over = flat - np.stack([design[c, :, :k] @ solved[c, :k] for c, k in enumerate(terms)])
             explained = (left_over @ centred.T) ** 2 / energy
             for c in range(n):
                 earlier = c - c % LANES
-                taken = ref[c, :r]
-                explained[c, taken] = -1
+                explained[c, ref[c, :r]] = -1
                 if earlier <= r:
                     continue
                 best = int(explained[c, :earlier].argmax())
                 ref[c, r] = best
-                designs[c] = np.column_stack([designs[c], flat[best], around[best]])
-                solved[c] = _least_squares(designs[c], flat[c])
+                design[c, :, terms[c]], design[c, :, terms[c] + 1] = flat[best], around[best]
+                terms[c] += 2
+            grown = terms == 1 + CAUSAL + 2 * (r + 1)
+            if grown.any():
+                width = 1 + CAUSAL + 2 * (r + 1)
+                solved = np.pad(solved, ((0, 0), (0, 2)))
+                solved[grown] = _least_squares(design[:, :, :width], flat, grown)
         weights = np.zeros((n, CAUSAL + 2 * refs), np.int8)
         unit = np.array([64] * CAUSAL + [64, 256] * refs, np.float64)
         bias = np.zeros(n, np.int16)
         predicted = np.empty_like(flat)
-        for c, (design, solution) in enumerate(zip(designs, solved, strict=True)):
-            w = solution[1:]
-            stored = np.clip(np.rint(w * unit[: len(w)]), -127, 127)
-            weights[c, : len(w)] = stored
-            rest = design[:, 1:] @ (stored / unit[: len(w)]).astype(np.float32)
+        for c, k in enumerate(terms):
+            stored = np.clip(np.rint(solved[c, 1:k] * unit[: k - 1]), -127, 127)
+            weights[c, : k - 1] = stored
+            rest = design[c, :, 1:k] @ (stored / unit[: k - 1]).astype(np.float32)
             bias[c] = int(np.clip(np.rint((flat[c] - rest).mean() * 64), -(1 << 15), (1 << 15) - 1))
             predicted[c] = rest + bias[c] / 64
         return weights, bias, ref, predicted
 
-    def _causal(self, c: int) -> Floats:
-        """float32 [symbols, 6]: 1, left, up, up-left, up-right and the mean so far, borders as the coder has them."""
-        x = self.seen[c]
+    def _causal(self) -> Floats:
+        """float32 [channels, symbols, 6]: 1, left, up, up-left, up-right and the mean so far, borders as the coder has
+        them."""
+        x = self.seen
+        pad = self.pad[:, None, None].astype(np.float32)
         left = np.empty_like(x)
-        left[:, :, 1:] = x[:, :, :-1]
-        left[:, 1:, 0] = x[:, :-1, 0]
-        left[:, 0, 0] = self.pad[c]
+        left[..., 1:] = x[..., :-1]
+        left[..., 1:, 0] = x[..., :-1, 0]
+        left[..., 0, 0] = pad[..., 0]
         up = left.copy()
-        up[:, 1:] = x[:, :-1]
+        up[..., 1:, :] = x[..., :-1, :]
         up_left, up_right = left.copy(), left.copy()
-        up_left[:, 1:, 1:], up_left[:, 1:, 0] = x[:, :-1, :-1], x[:, :-1, 0]
-        up_right[:, 1:, :-1], up_right[:, 1:, -1] = x[:, :-1, 1:], x[:, :-1, -1]
+        up_left[..., 1:, 1:], up_left[..., 1:, 0] = x[..., :-1, :-1], x[..., :-1, 0]
+        up_right[..., 1:, :-1], up_right[..., 1:, -1] = x[..., :-1, 1:], x[..., :-1, -1]
         mean = np.empty_like(x)
-        mean[:, 0] = self.pad[c]
-        seen = np.cumsum(x.sum(axis=2), axis=1)[:, :-1] / (np.arange(1, x.shape[1]) * x.shape[2])
-        mean[:, 1:] = seen[:, :, None]
+        mean[..., 0, :] = pad
+        rows, cols = x.shape[-2:]
+        seen = np.cumsum(x.sum(axis=-1), axis=-1)[..., :-1] / (np.arange(1, rows) * cols)
+        mean[..., 1:, :] = seen[..., None]
         parts = (np.ones_like(x), left, up, up_left, up_right, mean)
-        return np.stack([p.reshape(-1) for p in parts], axis=1)
+        return np.stack([part.reshape(len(x), -1) for part in parts], axis=-1)
 
     # -- distributions -------------------------------------------------------------------------------------------------
 
@@ -194,11 +202,16 @@ class _Training:
         return replace(empty, counts=worth, codes=codes)
 
 
-def _least_squares(design: Floats, target: Floats) -> Floats:
-    """Weights of `design` [symbols, terms] for `target` [symbols], with a little ridge for dead channels."""
-    gram = (design.T @ design).astype(np.float64)
-    gram[np.diag_indices_from(gram)] += 1e-4 * len(target) + 1e-3
-    return np.linalg.solve(gram, (design.T @ target).astype(np.float64)).astype(np.float32)
+def _least_squares(designs: Floats, targets: Floats, chosen: NDArray[np.bool_] | None = None) -> Floats:
+    """Weights [chosen, terms] of `designs` [channels, symbols, terms] for `targets` [channels, symbols].
+
+    A little ridge is for dead channels.
+    """
+    channels = range(len(designs)) if chosen is None else np.flatnonzero(chosen)
+    grams = np.stack([designs[c].T @ designs[c] for c in channels]).astype(np.float64)
+    sides = np.stack([designs[c].T @ targets[c] for c in channels]).astype(np.float64)
+    grams += (1e-4 * targets.shape[1] + 1e-3) * np.eye(designs.shape[2])
+    return np.linalg.solve(grams, sides[..., None])[..., 0].astype(np.float32)
 
 
 def _four_neighbours(seen: Floats) -> Floats:
