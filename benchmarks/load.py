@@ -7,7 +7,7 @@ import os
 import random
 import struct
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,8 @@ class Result:
     latencies_ms: list[float] = field(default_factory=list)
     """Of the frames that were answered."""
     outcomes: Counter[str] = field(default_factory=Counter)
+    batches: int = 0
+    """Sum of the batch sizes that the answers tell of."""
     wrong: int = 0
     """Answers that are not the one that the frame must get."""
 
@@ -59,6 +61,7 @@ class Result:
         self.seconds = max(self.seconds, other.seconds)
         self.latencies_ms += other.latencies_ms
         self.outcomes += other.outcomes
+        self.batches += other.batches
         self.wrong += other.wrong
 
 
@@ -72,6 +75,7 @@ class Stream:
         self._channel = grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         self._sent_s: dict[int, float] = {}
         self._next = 0
+        self._read: deque[pb.Outcome] = deque()
         self.result = Result()
 
     async def open(self) -> None:
@@ -83,6 +87,7 @@ class Stream:
             bundle=self._bundle.digest,
             coders=labels(),
             answer=pb.Answer(form=pb.Answer.TOP, top=1),
+            several=True,
         )
         await self._call.write(pb.ClientMessage(hello=hello))
         self.in_flight = (await self._call.read()).welcome.max_in_flight
@@ -96,18 +101,23 @@ class Stream:
         self.result.sent += 1
         await self._call.write(pb.ClientMessage(frame=frame))
 
-    async def receive(self) -> None:
-        """Take one outcome and count it."""
-        outcome = (await self._call.read()).outcome
-        now = time.perf_counter()
-        latency_ms = (now - self._sent_s.pop(outcome.id)) * 1e3
+    async def receive(self) -> int:
+        """Take one outcome and count it; milliseconds after which another try has a chance, where it says so."""
+        while not self._read:
+            self._read += outcomes_in(await self._call.read())
+        return self._count(self._read.popleft())
+
+    def _count(self, outcome: pb.Outcome) -> int:
+        latency_ms = (time.perf_counter() - self._sent_s.pop(outcome.id)) * 1e3
         if outcome.HasField("error"):
             self.result.outcomes[outcome.error.code] += 1
-            return
+            return outcome.error.retry_ms
         self.result.outcomes["ok"] += 1
         self.result.latencies_ms.append(latency_ms)
+        self.result.batches += outcome.timing.batch
         if self._expected is not None and outcome.top[0].index != self._expected[outcome.id % len(self._frames)]:
             self.result.wrong += 1
+        return 0
 
     async def closed_loop(self, window: int, seconds: float) -> None:
         """Keep `window` frames in flight for so long, then wait for those that are left."""
@@ -115,7 +125,8 @@ class Stream:
         for _ in range(window):
             await self.send()
         while time.perf_counter() - start < seconds:
-            await self.receive()
+            if (retry_ms := await self.receive()) > 0:
+                await asyncio.sleep(retry_ms / 1e3)  # as a device does: asking again at once is a load of its own
             await self.send()
         while self._sent_s:
             await self.receive()
@@ -135,20 +146,26 @@ class Stream:
         await reader
 
     async def _receive_all(self) -> None:
-        while True:
-            message = await self._call.read()
-            if message is grpc.aio.EOF:
-                return
-            latency_ms = (time.perf_counter() - self._sent_s.pop(message.outcome.id)) * 1e3
-            code = message.outcome.error.code or "ok"
-            self.result.outcomes[code] += 1
-            if code == "ok":
-                self.result.latencies_ms.append(latency_ms)
+        while (message := await self._call.read()) is not grpc.aio.EOF:
+            self._count_all(message)
+
+    def _count_all(self, message: pb.ServerMessage) -> None:
+        for outcome in outcomes_in(message):
+            self._count(outcome)
+
+    def cancel(self) -> None:
+        """Break the stream off, whatever is in flight; `open` begins another on the same connection."""
+        self._call.cancel()
 
     async def close(self) -> None:
-        """End the stream."""
+        """End the stream and its connection."""
         self._call.cancel()
         await self._channel.close()
+
+
+def outcomes_in(message: pb.ServerMessage) -> Sequence[pb.Outcome]:
+    """What one message of the server brings."""
+    return message.outcomes.outcomes if message.HasField("outcomes") else (message.outcome,)
 
 
 class OipStream(Stream):
@@ -177,12 +194,14 @@ class OipStream(Stream):
         self.result.sent += 1
         await self._call.write(request)
 
-    async def receive(self) -> None:
+    async def receive(self) -> int:
         """Take one response and count it."""
-        answer = await self._call.read()
-        number = int(answer.infer_response.id)
-        latency_ms = (time.perf_counter() - self._sent_s.pop(number)) * 1e3
-        if answer.error_message:
+        self._count_all(await self._call.read())
+        return 0
+
+    def _count_all(self, message: oip_pb2.ModelStreamInferResponse) -> None:
+        latency_ms = (time.perf_counter() - self._sent_s.pop(int(message.infer_response.id))) * 1e3
+        if message.error_message:
             self.result.outcomes["error"] += 1
             return
         self.result.outcomes["ok"] += 1

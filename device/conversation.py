@@ -16,7 +16,7 @@ from ..runtime import codec
 from ..runtime.answer import Reply, Wanted
 from ..runtime.errors import FrameError, NarrowsError, ServerUnavailableError, UsageError, from_code
 from ..runtime.frame import Frame
-from ..runtime.link import LinkOptions, open_channel, wire_bytes
+from ..runtime.link import PACKET_BYTES, LinkOptions, open_channel, wire_bytes
 from ..runtime.wire import PROTOCOL, frame_to_wire, reply_from_wire, wanted_to_wire
 
 APPLICATION = "application"
@@ -49,6 +49,7 @@ class Greeting:
                 bundle=self.bundle,
                 coders=self.coders,
                 answer=wanted_to_wire(self.wanted),
+                several=True,
             )
         )
 
@@ -102,12 +103,12 @@ class Conversation:
 
     def __init__(self, target: str, greeting: Greeting, options: LinkOptions) -> None:
         self.target = target
-        self._outbox: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
-        self._outbox.put(greeting.to_wire())
+        self._outbox: queue.SimpleQueue[pb.Frame | None] = queue.SimpleQueue()
+        self._several = False
+        """The server takes several frames in one message."""
         self._channel = open_channel(target, options)
-        # gRPC takes the messages from the outbox in a thread of its own, which ends at None.
         stub = SplitInferenceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._call = stub.Stream(iter(self._outbox.get, None), metadata=[(APPLICATION, greeting.model)])
+        self._call = stub.Stream(self._messages(greeting), metadata=[(APPLICATION, greeting.model)])
 
     def events(self) -> Iterator[Event]:
         """What the server says, until the stream ends.
@@ -118,17 +119,21 @@ class Conversation:
         """
         try:
             for message in self._call:
-                if message.WhichOneof("message") is not None:  # a proxy may say an error in the wake of an empty one
-                    yield self._event(message)
+                kind = message.WhichOneof("message")
+                if kind == "outcomes":
+                    yield from map(_reply, message.outcomes.outcomes)
+                elif kind is not None:  # a proxy may say an error in the wake of an empty one
+                    yield self._event(kind, message)
         except grpc.RpcError as error:
             raise reason(error, self.target) from None
         raise ServerUnavailableError(f"{self.target} ended the stream")
 
     def send(self, frame: Frame) -> int:
-        """Hand a frame to gRPC; the bytes that it takes in the TCP stream."""
-        message = pb.ClientMessage(frame=frame_to_wire(frame))
+        """Hand a frame to gRPC; the bytes that it takes in the TCP stream, or a few less where it shares a message."""
+        message = frame_to_wire(frame)
+        size = pb.ClientMessage(frame=message).ByteSize()
         self._outbox.put(message)
-        return wire_bytes(message.ByteSize())
+        return wire_bytes(size)
 
     def hang_up(self) -> None:
         """Break the stream off: `events` raises, wherever it is waiting."""
@@ -140,20 +145,50 @@ class Conversation:
         self._call.cancel()
         self._channel.close()
 
-    def _event(self, message: pb.ServerMessage) -> Event:
-        kind = message.WhichOneof("message")
+    def _messages(self, greeting: Greeting) -> Iterator[pb.ClientMessage]:
+        """What gRPC sends, taken in a thread of its own until None comes out of the outbox.
+
+        Small frames that wait together go together; larger ones would hold one another up on a slow link.
+        """
+        yield greeting.to_wire()
+        waiting: list[pb.Frame] = []
+        size = 0
+        for frame in iter(self._outbox.get, None):
+            size += frame.ByteSize()
+            if waiting and size > PACKET_BYTES:
+                yield _carrying(waiting)
+                waiting, size = [], frame.ByteSize()
+            waiting.append(frame)
+            if not self._several or self._outbox.empty():
+                yield _carrying(waiting)
+                waiting, size = [], 0
+        if waiting:
+            yield _carrying(waiting)
+
+    def _event(self, kind: str, message: pb.ServerMessage) -> Event:
         if kind == "outcome":
-            try:
-                return reply_from_wire(message.outcome)
-            except FrameError as error:
-                return Reply(message.outcome.id, error=error)
+            return _reply(message.outcome)
         if kind == "welcome":
             welcome = message.welcome
             codec.by_label(welcome.coder)
+            self._several = welcome.several
             return Welcome(welcome.coder, welcome.max_frame_bytes, max(1, welcome.max_in_flight))
         if kind == "draining":
             return Draining()
         raise ServerUnavailableError(f"{self.target} sent a message that this release does not know")
+
+
+def _carrying(frames: list[pb.Frame]) -> pb.ClientMessage:
+    if len(frames) == 1:
+        return pb.ClientMessage(frame=frames[0])
+    return pb.ClientMessage(frames=pb.Frames(frames=frames))
+
+
+def _reply(message: pb.Outcome) -> Reply:
+    try:
+        return reply_from_wire(message)
+    except FrameError as error:
+        return Reply(message.id, error=error)
 
 
 Converse = Callable[[str, Greeting, LinkOptions], Link]

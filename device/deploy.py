@@ -195,8 +195,8 @@ class _Steps:
         )
         pip = f"{ROOT}/venv/bin/python -m pip install --quiet --disable-pip-version-check {index}"
         file = shlex.quote(f"{ROOT}/wheels/{package.name}")
-        # Again without its dependencies, so that a build of the same version takes the place of the last one.
-        self._run("installing", f"{pip} {file} && {pip} --force-reinstall --no-deps {file}")
+        # First by itself, so that a build of the same version takes the place of the last one; then what it needs.
+        self._run("installing", f"{pip} --force-reinstall --no-deps {file} && {pip} {file}")
         self._run("noting what is installed", f"echo {digest} > {ROOT}/installed")
 
     def place_secrets(self) -> None:

@@ -90,11 +90,12 @@ class Engine:
             for index, cut in enumerate(manifest.cuts)
             if cut in chosen and set(wanted.tails).issubset(cut.tail_names)
         }
+        offload = self._offload()
         planner = Planner(
             options.policy,
             [part.head.cut for part in parts.values()],
             options.power,
-            self._offload(),
+            offload,
             exit_answers=own and options.may_rescue("exit"),
             exit_confidence=options.exit_confidence,
         )
@@ -104,7 +105,7 @@ class Engine:
             planner.local = Duration(local.first_s)
         reader = Reader(manifest.outputs, manifest.labels, wanted)
         inputs = [spec.name for spec in manifest.inputs]
-        return Stages(parts, reader, inputs, self.uplink, planner, options, local)
+        return Stages(parts, reader, inputs, self.uplink, planner, options, local, offload[0] if offload else None)
 
     def _offload(self) -> tuple[Point, float] | None:
         """The point at which the picture itself is sent, where that is allowed, and a first guess of its bytes."""

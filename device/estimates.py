@@ -10,29 +10,72 @@ from ..runtime.cost import transfer_s
 class Duration:
     """A smoothed duration and its spread: mean and mean deviation with exponential weights (RFC 6298, section 2).
 
-    The weights are 1/4, where the RFC has 1/8 for the mean: a frame is rarer than a segment.
+    The n-th sample weighs 1/n and at least 1/4, where the RFC has 1/8 for the mean: a frame is rarer than a segment.
+
+    What is chosen by its duration is measured only while it is chosen, so that a bad sample could rule it out for good.
+    `expected_s` therefore believes less than `mean_s`. The first sample, which is often a cold start, counts for
+    nothing once there is a second. And every four frames that bring no sample take one sample's worth of trust away,
+    and with it what the mean is above the best case: the shortest duration of three samples or more, and none at all
+    before. So what was slow once is tried again after a few frames, what was slow often rarely, and what is always
+    equally slow never.
     """
 
     _WEIGHT = 0.25
+    _FRAMES_PER_SAMPLE = 4
+    _MOST_SAMPLES = 16
+    _FEW_SAMPLES = 2
 
     def __init__(self, first_s: float | None = None) -> None:
+        self.known = first_s is not None
         self.mean_s = first_s or 0.0
         self.spread_s = self.mean_s / 2
-        self.known = first_s is not None
+        self._samples = int(self.known)
+        self._least_s = first_s or float("inf")
+        self._trusted = float(self.known)
+        """Samples that the estimate rests on."""
+        self._missed = 0
+        """Frames since the last one."""
 
     def observe(self, duration_s: float) -> None:
         """Take a sample in."""
-        if not self.known:
-            self.mean_s, self.spread_s, self.known = duration_s, duration_s / 2, True
+        left, self._missed = self._left(), 0
+        self._samples, self.known = self._samples + 1, True
+        self._least_s = min(self._least_s, duration_s)
+        if not left:
+            self.mean_s, self.spread_s = duration_s, duration_s / 2
+            self._trusted = float(self._samples > 1)
             return
+        self._trusted = min(self._MOST_SAMPLES, left + 1)
+        weight = max(self._WEIGHT, 1 / self._trusted)
         error = duration_s - self.mean_s
-        self.spread_s += self._WEIGHT * (abs(error) - self.spread_s)
-        self.mean_s += self._WEIGHT * error
+        self.spread_s += weight * (abs(error) - self.spread_s)
+        self.mean_s += weight * error
+
+    def miss(self) -> None:
+        """A frame brought no sample."""
+        self._missed += 1
+
+    @property
+    def expected_s(self) -> float:
+        """The mean as far as it is believed in, and the best case for the rest."""
+        best_s = self._least_s if self._samples > self._FEW_SAMPLES else 0.0
+        return best_s + self._believed() * (self.mean_s - best_s)
+
+    @property
+    def expected_spread_s(self) -> float:
+        """Mean deviation of that."""
+        return self._believed() * self.spread_s
 
     @property
     def upper_s(self) -> float:
         """What few samples exceed: mean and three mean deviations (four in the RFC, where a miss costs more)."""
         return self.mean_s + 3 * self.spread_s
+
+    def _left(self) -> float:
+        return max(0.0, self._trusted - self._missed / self._FRAMES_PER_SAMPLE)
+
+    def _believed(self) -> float:
+        return self._left() / self._trusted if self._trusted else 0.0
 
 
 @dataclass(slots=True)

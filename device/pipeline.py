@@ -237,7 +237,7 @@ class Pipeline:
 
     def _take(self) -> Journey | None:
         """The next frame, once there is room for it; None when there is none, or none is wanted any more."""
-        self._window.acquire()
+        time.sleep(self._window.acquire())
         with self._source:
             if self._stopped:
                 return None

@@ -104,6 +104,7 @@ class Planner:
             choice = self._policy.choose(view)
             choice = replace(choice, point=self._within(choice.point, cap_bytes))
             self.last_point = choice.point
+            self._miss_all_but(choice)
             self.probes += choice.probe is not None
             if choice.point.mode not in ON_DEVICE or choice.probe is not None:
                 self.breaker.sent(now)
@@ -199,6 +200,16 @@ class Planner:
         exits = [self._exited(cut, early) for cut, early in self._exits.items() if self._exit_answers]
         return [*(self._sent(point, oldest_s) for point in remote), *exits, *whole]
 
+    def _miss_all_but(self, choice: Choice) -> None:
+        """What this frame brings no news of."""
+        points = {choice.point, choice.probe}
+        cuts = {point.cut for point in points if point is not None and point.mode not in ON_DEVICE}
+        unmeasured = [duration for point, duration in self._encode.items() if point not in points]
+        for of_cut in (self._head, self._server):
+            unmeasured += [duration for cut, duration in of_cut.items() if cut not in cuts]
+        for duration in unmeasured:
+            duration.miss()
+
     def _alone(self) -> Point | None:
         """What the device can answer with when nothing can be sent."""
         if self.local is not None:
@@ -223,17 +234,20 @@ class Planner:
         server = self._server[point.cut]
         link_s = self.link.expected_s(sent)
         # A frame that has been out for longer than any should be says that the link is slower than it was.
-        link_s += max(0.0, oldest_s - link_s - server.mean_s - 3 * self.link_spread.mean_s)
-        compute_s = head.mean_s + encode.mean_s
+        link_s += max(0.0, oldest_s - link_s - server.expected_s - 3 * self.link_spread.mean_s)
+        compute_s = head.expected_s + encode.expected_s
         whole_way = Candidate(
             point,
-            latency_s=compute_s + link_s + server.mean_s,
+            latency_s=compute_s + link_s + server.expected_s,
             device_s=compute_s,
-            server_s=server.mean_s,
-            spread_s=head.spread_s + encode.spread_s + server.spread_s + self.link_spread.mean_s,
+            server_s=server.expected_s,
+            spread_s=head.expected_spread_s
+            + encode.expected_spread_s
+            + server.expected_spread_s
+            + self.link_spread.mean_s,
             wire_bytes=sent,
             accuracy=self._accuracy[point],
-            energy_j=self._power.energy_j(compute_s, link_s + server.mean_s, sent * self.link.byte_s),
+            energy_j=self._power.energy_j(compute_s, link_s + server.expected_s, sent * self.link.byte_s),
         )
         if not self._asks_first or point.cut not in self._exits:
             return whole_way

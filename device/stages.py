@@ -123,6 +123,8 @@ class Stages:
     planner: Planner
     options: DeviceOptions
     local: LocalModel | None = None
+    offload: Point | None = None
+    """Where the policy may send the picture itself."""
     fallback: Fallback | None = field(init=False, default=None)
     _early_cut: str | None = field(init=False, default=None)
     """The cut whose exit answers in a server's place, where one may."""
@@ -174,7 +176,7 @@ class Stages:
         self.uplink.send(journey.parcel)
 
     def warm_up(self, frame: Input) -> None:
-        """Run every graph once, and tell the planner how long it took.
+        """Run every graph and every kind of coding once, and tell the planner how long it took.
 
         Raises:
             NarrowsError: the input's own error, or a shape that the graph does not take.
@@ -185,8 +187,11 @@ class Stages:
         for name, parts in self.halves.items():
             point = Point("split", name, 0)
             features = self._head(journey, point)
+            self._parcel(journey, point, features)
             if parts.exit is not None:
                 self._ask_exit(journey, parts.exit, features, point)
+        if self.offload is not None:
+            self._picture(journey, self.offload)
         if self.local is not None:
             self._answer_locally(journey)
 

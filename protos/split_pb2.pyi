@@ -145,52 +145,72 @@ class InferRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., bundle: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "model", "bundle", "coders", "answer")
+    __slots__ = ("protocol", "model", "bundle", "coders", "answer", "several")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     CODERS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    SEVERAL_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     model: str
     bundle: str
     coders: _containers.RepeatedScalarFieldContainer[str]
     answer: Answer
-    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., bundle: _Optional[str] = ..., coders: _Optional[_Iterable[str]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+    several: bool
+    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., bundle: _Optional[str] = ..., coders: _Optional[_Iterable[str]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., several: bool = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("coder", "max_frame_bytes", "max_in_flight", "server_version")
+    __slots__ = ("coder", "max_frame_bytes", "max_in_flight", "server_version", "several")
     CODER_FIELD_NUMBER: _ClassVar[int]
     MAX_FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SEVERAL_FIELD_NUMBER: _ClassVar[int]
     coder: str
     max_frame_bytes: int
     max_in_flight: int
     server_version: str
-    def __init__(self, coder: _Optional[str] = ..., max_frame_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., server_version: _Optional[str] = ...) -> None: ...
+    several: bool
+    def __init__(self, coder: _Optional[str] = ..., max_frame_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., server_version: _Optional[str] = ..., several: bool = ...) -> None: ...
 
 class Draining(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ClientMessage(_message.Message):
-    __slots__ = ("hello", "frame")
+    __slots__ = ("hello", "frame", "frames")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frame: Frame
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    frames: Frames
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., frames: _Optional[_Union[Frames, _Mapping]] = ...) -> None: ...
+
+class Frames(_message.Message):
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[Frame]
+    def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
 
 class ServerMessage(_message.Message):
-    __slots__ = ("welcome", "outcome", "draining")
+    __slots__ = ("welcome", "outcome", "draining", "outcomes")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     outcome: Outcome
     draining: Draining
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    outcomes: Outcomes
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., outcomes: _Optional[_Union[Outcomes, _Mapping]] = ...) -> None: ...
+
+class Outcomes(_message.Message):
+    __slots__ = ("outcomes",)
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data")

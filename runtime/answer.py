@@ -102,9 +102,26 @@ def best_classes(output: Array, kind: str, count: int) -> tuple[TopClass, ...]:
         kind: `OutputSpec.kind`.
         count: how many, at most.
     """
-    scores = output.reshape(-1).astype(np.float64)
+    return best_of_each(output[None], kind, count)[0]
+
+
+def best_of_each(outputs: Array, kind: str, count: int) -> list[tuple[TopClass, ...]]:
+    """`best_classes` of several frames at once, which takes a fraction of the time.
+
+    Args:
+        outputs: scores of the classes, any shape behind the batch axis.
+        kind: `OutputSpec.kind`.
+        count: how many, at most.
+    """
+    scores = outputs.reshape(len(outputs), -1).astype(np.float64)
     if kind == "logits":
-        scores = np.exp(scores - scores.max(initial=-np.inf))
-        scores /= scores.sum()
-    order = np.argsort(-scores, kind="stable")[:count]
-    return tuple(TopClass(int(i), float(scores[i])) for i in order)
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
+        scores /= scores.sum(axis=1, keepdims=True)
+    if count == 1 and scores.size and not np.isnan(scores).any():
+        order = scores.argmax(axis=1)[:, None]
+    else:
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    best = np.take_along_axis(scores, order, axis=1)
+    return [
+        tuple(map(TopClass, own, own_scores)) for own, own_scores in zip(order.tolist(), best.tolist(), strict=True)
+    ]

@@ -145,6 +145,11 @@ class Tail:
         if golden:
             self._check_golden({key: array for file in files for key, array in load_arrays(bundle, file).items()})
 
+    @property
+    def providers(self) -> Sequence[str]:
+        """The execution providers that could really be loaded, best first."""
+        return [str(provider) for provider in self._session.get_providers()]
+
     def run(self, frames: Sequence[Sequence[Symbols]], qualities: Sequence[int]) -> list[dict[str, Array]]:
         """Run several frames as one batch, or one after the other where the model takes no batch.
 

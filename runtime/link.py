@@ -16,9 +16,13 @@ Option = tuple[str, Any]
 
 FRAME_OVERHEAD_BYTES = 64 << 10
 """Room in one message beside the payloads: ids, shapes, a handshake with many coders."""
+SHORTEST_PING_S = 5.0
+"""Between two tests of an idle connection by a device, as servers allow it."""
 HTTP2_FRAME_BYTES = 16_384
 HTTP2_HEADER_BYTES = 9
 GRPC_PREFIX_BYTES = 5
+PACKET_BYTES = 1400
+"""What one TCP segment carries through nearly any network: what fits into it together arrives together anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class LinkOptions:
     max_message_bytes: int = 64 << 20
     """Largest message that is accepted from the server; an answer of full tensors may be far larger than a frame."""
     keepalive_s: float = 10.0
-    """Silence after which the connection is tested."""
+    """Silence after which the connection is tested; servers hang up on who tests more often than `SHORTEST_PING_S`."""
     keepalive_timeout_s: float = 5.0
     """No answer to the test for so long: the connection is lost."""
     security: LinkSecurity = field(default_factory=LinkSecurity)
@@ -79,8 +83,9 @@ def server_options(max_frame_bytes: int) -> list[Option]:
         *_common(max_frame_bytes + FRAME_OVERHEAD_BYTES),
         # A second server on the same port is a mistake to be told, not a load balancer.
         ("grpc.so_reuseport", 0),
-        # Devices ping every ten seconds, and between frames too; gRPC takes less than five minutes for an attack.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        # Devices ping every ten seconds, and between frames too; gRPC takes less than five minutes for an attack, and
+        # ends the connection with "too many pings". (The option is called so, whatever gRPC's constant for it says.)
+        ("grpc.http2.min_ping_interval_without_data_ms", round(SHORTEST_PING_S * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         # The server's own test, so that a device that lost its power does not hold a stream for ever.
         ("grpc.keepalive_time_ms", 30_000),

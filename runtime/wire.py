@@ -47,7 +47,7 @@ def frame_from_wire(message: pb.Frame) -> Frame:
         quality=message.quality,
         coder=message.coder,
         checksum=message.checksum,
-        tensors=tuple(CodedTensor(tensor.payload, tuple(tensor.shape)) for tensor in message.tensors),
+        tensors=tuple([CodedTensor(tensor.payload, tuple(tensor.shape)) for tensor in message.tensors]),
         deadline_ms=message.deadline_ms,
         mode=mode,
         trace=message.trace,
@@ -72,22 +72,19 @@ def wanted_from_wire(message: pb.Answer) -> Wanted:
 
 def reply_to_wire(reply: Reply) -> pb.Outcome:
     """A reply as a message."""
-    timing = reply.timing
-    message = pb.Outcome(
-        id=reply.id,
-        outputs=_tensors_to_wire(reply.outputs),
-        top=_top_to_wire(reply.top),
-        timing=pb.Timing(
-            queue_us=_micro(timing.queue_ms),
-            decode_us=_micro(timing.decode_ms),
-            tail_us=_micro(timing.tail_ms),
-            batch=timing.batch,
-        ),
-        further=[
-            pb.TailAnswer(tail=tail, outputs=_tensors_to_wire(answer.outputs), top=_top_to_wire(answer.top))
-            for tail, answer in reply.further.items()
-        ],
-    )
+    # Filled in place: on a server this runs for every frame, and messages made apart would be copied into this one.
+    message = pb.Outcome(id=reply.id)
+    timing, own = message.timing, reply.timing
+    timing.queue_us = _micro(own.queue_ms)
+    timing.decode_us = _micro(own.decode_ms)
+    timing.tail_us = _micro(own.tail_ms)
+    timing.batch = own.batch
+    for best in reply.top:
+        message.top.add(index=best.index, score=best.score)
+    if reply.outputs:
+        message.outputs.extend(_tensors_to_wire(reply.outputs))
+    for tail, answer in reply.further.items():
+        message.further.add(tail=tail, outputs=_tensors_to_wire(answer.outputs), top=_top_to_wire(answer.top))
     if reply.error is not None:
         message.error.CopyFrom(error_to_wire(reply.error))
     return message

@@ -11,15 +11,18 @@ answered in bounded time, and no time goes into answers that come too late.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from ..runtime.answer import Reply
 from ..runtime.errors import DrainingError, OverloadedError, UsageError
 from .cost import BatchCost
 from .engine import Engine
 from .fair_queue import FairQueue
 from .job import Finished, Job
-from .runner import BatchRunner, Ready, Shape
+from .runner import BatchRunner, Ran, Ready, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Batcher:
     Args:
         name: for the log and the threads' names.
         engine: the graph.
-        shape: makes a reply of a frame's outputs; runs on a worker.
+        shape: makes replies of the outputs of a run; runs on a worker.
         deliver: takes the replies of a whole batch; runs on a worker, once for each batch.
         options: sizes.
         cost: what is known of the graph's runs already.
@@ -84,9 +87,13 @@ class Batcher:
         self._capacity = self._affordable()
         self._filled = threading.Condition()
         self._closed = False
-        self._running = 0
+        self._ready: list[Ready] = []
+        self._ran: deque[Ran] = deque()
+        self._decoding = self._running = 0
+        self._idle = self._called = 0
+        """Workers that wait, and those that were woken and have not looked yet."""
         self._runner = BatchRunner(engine, shape, self._observe)
-        # One thread more than runs: it decodes the next batch meanwhile.
+        # One thread more than runs: it decodes the next batch meanwhile, and sees the last one off.
         self._threads = [
             threading.Thread(target=self._work, name=f"{name} {number}", daemon=True) for number in range(self.runs + 1)
         ]
@@ -110,7 +117,7 @@ class Batcher:
             displaced = self._queue.push(job.client.name, job, self._capacity)
             if displaced is job:
                 raise self.overloaded()
-            self._filled.notify()
+            self._call_for_decoding()
         return displaced
 
     def overloaded(self) -> OverloadedError:
@@ -131,7 +138,7 @@ class Batcher:
         """Take no more jobs, run what is queued, end the workers."""
         with self._filled:
             self._closed = True
-            self._filled.notify_all()
+            self._call(self._idle)
         for thread in self._threads:
             thread.join()
 
@@ -169,44 +176,83 @@ class Batcher:
             self._capacity = self._affordable()
 
     def _work(self) -> None:
-        """Gather and decode while the graph is busy, and run what there is as soon as it is not."""
-        ready: list[Ready] = []
-        while True:
-            jobs, run = self._next(len(ready))
-            if jobs:
-                more, finished = self._runner.decode(jobs)
-                ready += more
-                if finished:
-                    self._deliver(finished)
-            elif run:
-                try:
-                    self._deliver(self._runner.run(ready))
-                finally:
-                    ready = []
-                    self._ran()
-            else:
-                return
+        while (step := self._next()) is not None:
+            step()
 
-    def _next(self, held: int) -> tuple[list[Job], bool]:
-        """What a worker does next: jobs to decode, or a run of the `held` ones; neither when all is done.
-
-        A worker that finds the graph busy decodes what comes until its batch is full, so that the graph never waits
-        for a decoder, and what has gathered during one run is the next.
-        """
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for something to do; None when all is done."""
         with self._filled:
-            while True:
-                free = self._running < self.runs
-                room = self._cost.next_batch() - held
-                if self._queue and room > 0 and not (free and held):
-                    return self._queue.take(room), False
-                if held and free:
-                    self._running += 1
-                    return [], True
-                if self._closed and not held and not self._queue:
-                    return [], False
+            while (step := self._choose()) is None:
+                if self._closed and not self._queue and not self._ready:
+                    self._call(self._idle)
+                    return None
+                self._idle += 1
                 self._filled.wait()
+                self._called -= 1
+            if self._can_run or self._ran:
+                self._call()
+            else:
+                self._call_for_decoding()
+            return step
 
-    def _ran(self) -> None:
+    def _call(self, count: int = 1) -> None:
+        """Wake workers, or as many as wait."""
+        count = min(count, self._idle)
+        self._idle -= count
+        self._called += count
+        self._filled.notify(count)
+
+    def _call_for_decoding(self) -> None:
+        """Wake a worker where each that decodes has a next frame already: waking costs as much as taking a frame in."""
+        if self._can_decode and len(self._queue) > self._decoding + self._called:
+            self._call()
+
+    def _choose(self) -> Callable[[], None] | None:
+        """The most urgent thing to do. The graph is never to wait: it goes before the answers of its last run."""
+        if self._can_run:
+            count = self._cost.next_batch()
+            batch, self._ready = self._ready[:count], self._ready[count:]
+            self._running += 1
+            return partial(self._run, batch)
+        if self._ran:
+            return partial(self._answer, self._ran.popleft())
+        if self._can_decode:
+            self._decoding += 1
+            return partial(self._decode, *self._queue.take(1))
+        return None
+
+    @property
+    def _can_run(self) -> bool:
+        """The graph is free, and a batch is full, or nothing is there that would make it larger."""
+        if self._running >= self.runs or not self._ready:
+            return False
+        return not self._queue or len(self._ready) >= self._cost.next_batch()
+
+    @property
+    def _can_decode(self) -> bool:
+        """No more is decoded than the next batch takes: what is queued can still be cancelled, or go to another."""
+        return bool(self._queue) and len(self._ready) + self._decoding < self._cost.next_batch()
+
+    def _run(self, batch: list[Ready]) -> None:
+        ran: list[Ran] = []
+        finished: Finished = []
+        try:
+            ran, finished = self._runner.run(batch)
+        finally:
+            with self._filled:
+                self._running -= 1
+                self._ran += ran
+        if finished:
+            self._deliver(finished)
+
+    def _answer(self, ran: Ran) -> None:
+        self._deliver(self._runner.answer(ran))
+
+    def _decode(self, job: Job) -> None:
+        result = self._runner.decode(job)
         with self._filled:
-            self._running -= 1
-            self._filled.notify_all()
+            self._decoding -= 1
+            if isinstance(result, Ready):
+                self._ready.append(result)
+        if isinstance(result, Reply):
+            self._deliver([(job, result)])

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 _NEWEST = 0.1
 """Weight of the newest run in the moving mean: a neighbour's burst on the same cores is forgotten in some twenty."""
-_ENOUGH = 0.9
+_ENOUGH = 0.95
 """A batch size is good enough at this share of the best throughput; the smallest such answers soonest."""
+_ENOUGH_RUNS = 0.9
+"""The same for runs at the same time, of which each slows down the others."""
 _PATIENCE = 2
 """Sizes without gain before trying larger ones ends."""
 _TRIES = 3
@@ -104,9 +106,9 @@ def best_runs(run: Callable[[], object], frames: int, most: int, budget_s: float
     found: dict[int, float] = {}
     for runs in sizes if len(sizes) > 1 else []:
         found[runs] = _throughput(run, frames, runs, budget_s / len(sizes))
-        if found[runs] < max(found.values()) * _ENOUGH:
+        if found[runs] < max(found.values()) * _ENOUGH_RUNS:
             break
-    return min((runs for runs, rate in found.items() if rate >= _ENOUGH * max(found.values())), default=1)
+    return min((runs for runs, rate in found.items() if rate >= _ENOUGH_RUNS * max(found.values())), default=1)
 
 
 def _throughput(run: Callable[[], object], frames: int, runs: int, seconds: float) -> float:

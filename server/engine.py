@@ -32,6 +32,11 @@ class Prepared:
 class Engine(Protocol):
     """One graph and the way frames come to it. Safe to use from several threads at once."""
 
+    @property
+    def providers(self) -> Sequence[str]:
+        """The execution providers that run it, best first."""
+        ...
+
     def prepare(self, frame: Frame) -> Prepared:
         """Decode a frame that nobody has believed yet.
 
@@ -58,6 +63,11 @@ class SplitEngine:
 
     codec: FrameCodec
     tail: Tail
+
+    @property
+    def providers(self) -> Sequence[str]:
+        """Those of the tail."""
+        return self.tail.providers
 
     def prepare(self, frame: Frame) -> Prepared:
         """Symbols out of the payloads, held against their checksum."""

@@ -102,13 +102,20 @@ class _Gauges(Collector):
         yield GaugeMetricFamily("narrows_in_flight_bytes", "Payloads without outcome", self._holdings.all_bytes)
         queued = GaugeMetricFamily("narrows_queued_frames", "Frames that wait for a worker", labels=("model", "cut"))
         best = GaugeMetricFamily("narrows_best_batch_frames", "Batch size learned so far", labels=("model", "cut"))
+        provider = GaugeMetricFamily(
+            "narrows_graph_info", "The execution provider that runs a graph", labels=("model", "cut", "provider")
+        )
+        # Several versions of a model share their labels, and a series may be said once.
         lengths: dict[tuple[str, ...], int] = {}
+        sizes: dict[tuple[str, ...], int] = {}
+        providers: set[tuple[str, ...]] = set()
         for served in list(self._catalogue):
+            providers |= {(served.model.name, graph.name, graph.provider) for graph in served.model.graphs}
             for batcher in served.batchers:
                 labels = tuple(batcher.name.split("/", 1))
                 lengths[labels] = lengths.get(labels, 0) + len(batcher)
-                best.add_metric(labels, batcher.best_batch)
-        for labels, length in lengths.items():
-            queued.add_metric(labels, length)
-        yield queued
-        yield best
+                sizes[labels] = batcher.best_batch
+        for family, values in ((queued, lengths), (best, sizes), (provider, dict.fromkeys(sorted(providers), 1))):
+            for labels, value in values.items():
+                family.add_metric(labels, value)
+            yield family

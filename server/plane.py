@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_classes, classifier
+import numpy as np
+
+from ..runtime.answer import Array, Form, Reply, ServerTiming, Wanted, best_of_each, classifier
 from ..runtime.errors import DrainingError, FrameError, FrameTooLargeError, NarrowsError, QualityError
 from ..runtime.frame import Frame, Limits, Mode
 from ..runtime.manifest import OutputSpec
@@ -234,14 +236,23 @@ class DataPlane:
 
 
 class _Shaper:
-    """Brings outputs into the form that was asked for."""
+    """Brings the outputs of a run into the form that was asked for."""
 
     def __init__(self, outputs: Sequence[OutputSpec]) -> None:
         self._classifier = classifier(outputs)
 
-    def __call__(self, frame: Frame, wanted: Wanted, outputs: dict[str, Array], timing: ServerTiming) -> Reply:
+    def __call__(
+        self, jobs: Sequence[Job], outputs: Sequence[dict[str, Array]], timings: Sequence[ServerTiming]
+    ) -> list[Reply]:
+        replies = [
+            Reply(job.frame.id, own, timing=timing) for job, own, timing in zip(jobs, outputs, timings, strict=True)
+        ]
         best = self._classifier
-        if wanted.form is Form.TENSORS or best is None or best.tensor.name not in outputs:
-            return Reply(frame.id, outputs, timing=timing)
-        top = best_classes(outputs[best.tensor.name], best.kind, wanted.top)
-        return Reply(frame.id, top=top, timing=timing)
+        wanted = [i for i, job in enumerate(jobs) if job.wanted.form is Form.TOP]
+        if best is None or not wanted or best.tensor.name not in outputs[0]:
+            return replies
+        scores = np.stack([outputs[i][best.tensor.name] for i in wanted])
+        most = max(jobs[i].wanted.top for i in wanted)
+        for i, top in zip(wanted, best_of_each(scores, best.kind, most), strict=True):
+            replies[i] = Reply(jobs[i].frame.id, top=top[: jobs[i].wanted.top], timing=timings[i])
+        return replies

@@ -50,6 +50,11 @@ class Loaded:
     runs: int = 1
     """Runs at the same time that pay here."""
 
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs it, or as much of it as it can; others take the rest."""
+        return self.engine.providers[0]
+
 
 @dataclass(frozen=True)
 class Model:
@@ -75,6 +80,11 @@ class Model:
         """The bundle's identity."""
         return self.bundle.digest
 
+    @property
+    def graphs(self) -> Sequence[Loaded]:
+        """All of them."""
+        return [*(one for cut in self.tails for one in cut.values()), *filter(None, [self.whole])]
+
 
 @dataclass(frozen=True)
 class Loader:
@@ -84,6 +94,8 @@ class Loader:
     limits: Limits = field(default_factory=Limits)
     session: SessionOptions = field(default_factory=SessionOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
+    _missed: set[str] = field(default_factory=set, init=False, repr=False)
+    """Providers whose absence has been told."""
 
     def load(self, path: Path) -> Model:
         """Load one bundle, run its golden vectors and measure its batches.
@@ -96,10 +108,25 @@ class Loader:
         tails = tuple(self._tails(bundle, codec) for codec in frame_codecs(bundle, self.limits))
         whole = self._whole(bundle) if has_whole(bundle.manifest) else None
         head = self.heads.make(bundle) if Half.DEVICE in bundle.halves else None
-        graphs = [*(one for cut in tails for one in cut.values()), *filter(None, [whole])]
-        best = ", ".join(f"{one.name}: {one.runs} × {one.cost.best_batch}" for one in graphs)
-        _log.info("model %s is loaded: bundle %s, best runs × frames: %s", bundle.manifest.name, bundle.digest, best)
-        return Model(bundle, tails, whole, head, path)
+        model = Model(bundle, tails, whole, head, path)
+        best = ", ".join(f"{one.name}: {one.runs} × {one.cost.best_batch} on {one.provider}" for one in model.graphs)
+        _log.info("model %s is loaded: bundle %s, best runs × frames: %s", model.name, model.digest, best)
+        self._tell_missed(model)
+        return model
+
+    def _tell_missed(self, model: Model) -> None:
+        """ONNX Runtime goes on without a provider that does not load: slower, often by far, and it says so nowhere."""
+        for graph in model.graphs:
+            missed = [wanted for wanted in self.session.providers if wanted not in graph.engine.providers]
+            for provider in missed:
+                if provider not in self._missed:
+                    self._missed.add(provider)
+                    _log.warning(
+                        "%s cannot be used here, and %s runs instead: are its driver and libraries those that this "
+                        "ONNX Runtime wants?",
+                        provider,
+                        graph.provider,
+                    )
 
     def _tails(self, bundle: Bundle, codec: FrameCodec) -> dict[str, Loaded]:
         cut = codec.cut

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ..runtime.answer import Reply, ServerTiming, Wanted
+from ..runtime.answer import Reply, ServerTiming
 from ..runtime.errors import DeadlineError, InternalError, NarrowsError
-from ..runtime.frame import Frame
 from .engine import Engine, Prepared
 from .job import Finished, Job
 from .logs import fields
@@ -21,8 +20,8 @@ from .logs import fields
 _log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-Shape = Callable[[Frame, Wanted, dict[str, Array], ServerTiming], Reply]
-"""Brings a frame's outputs into the form that its sender wants."""
+Shape = Callable[[Sequence[Job], Sequence[dict[str, Array]], Sequence[ServerTiming]], list[Reply]]
+"""Brings the outputs of frames that ran together into the form that each one's sender wants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,24 @@ class Ready:
     end_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """Jobs that shared a run, and what the graph said to each."""
+
+    batch: list[Ready]
+    outputs: list[dict[str, Array]]
+    start_s: float
+    tail_s: float
+    frames: int
+    """That shared the run."""
+
+
 class BatchRunner:
     """Decodes, runs and answers batches; safe to use from several threads at once.
 
     Args:
         engine: the graph.
-        shape: makes a reply of a frame's outputs.
+        shape: makes replies of the outputs of a run.
         observe: told of every run that succeeded: its frames and its seconds.
     """
 
@@ -49,26 +60,42 @@ class BatchRunner:
         self._shape = shape
         self._observe = observe
 
-    def decode(self, jobs: list[Job]) -> tuple[list[Ready], Finished]:
-        """Jobs that can be run, and those that have ended already: damaged, or late."""
-        ready: list[Ready] = []
-        finished: Finished = []
-        for job in jobs:
-            try:
-                ready.append(self._prepare(job))
-            except NarrowsError as error:
-                finished.append((job, Reply(job.frame.id, error=error)))
-            except Exception:  # noqa: BLE001 - see _internal
-                finished.append((job, _internal(job)))
-        return ready, finished
+    def decode(self, job: Job) -> Ready | Reply:
+        """A job that can be run, or how it has ended: damaged, or late."""
+        try:
+            return self._prepare(job)
+        except NarrowsError as error:
+            return Reply(job.frame.id, error=error)
+        except Exception:  # noqa: BLE001 - see _internal
+            return _internal(job)
 
-    def run(self, ready: list[Ready]) -> Finished:
-        """Every job of a batch with its reply, in any order."""
+    def run(self, ready: list[Ready]) -> tuple[list[Ran], Finished]:
+        """What the graph said to a batch, and the jobs that ended without: too late, or refused by the graph."""
+        ran: list[Ran] = []
         finished: Finished = []
-        ready.sort(key=lambda one: one.prepared.shapes)
-        for _, same in itertools.groupby(ready, key=lambda one: one.prepared.shapes):
-            finished += self._run(list(same))
-        return finished
+        start_s = time.monotonic()
+        in_time = []
+        for one in ready:
+            if start_s >= one.job.expires_s:
+                finished.append((one.job, Reply(one.job.frame.id, error=_late(one.job, start_s))))
+            elif not one.job.cancelled:
+                in_time.append(one)
+        in_time.sort(key=_shapes)
+        for _, same in itertools.groupby(in_time, key=_shapes):
+            self._run(list(same), ran, finished)
+        return ran, finished
+
+    def answer(self, ran: Ran) -> Finished:
+        """Every job of a run with its reply."""
+        jobs = [one.job for one in ran.batch]
+        timings = [_timing(one, ran) for one in ran.batch]
+        try:
+            return list(zip(jobs, self._shape(jobs, ran.outputs, timings), strict=True))
+        except Exception:  # noqa: BLE001 - see _internal
+            if len(jobs) == 1:
+                return [(jobs[0], _internal(jobs[0]))]
+            alone = zip(ran.batch, ran.outputs, strict=True)
+            return [pair for one, own in alone for pair in self.answer(replace(ran, batch=[one], outputs=[own]))]
 
     def _prepare(self, job: Job) -> Ready:
         start_s = time.monotonic()
@@ -79,36 +106,33 @@ class BatchRunner:
             prepared = job.shared.prepare(self._engine, job.frame)
         return Ready(job, prepared, start_s, time.monotonic())
 
-    def _run(self, batch: list[Ready]) -> Finished:
-        """Run frames of equal shapes together."""
+    def _run(self, batch: list[Ready], ran: list[Ran], finished: Finished) -> None:
+        """Run frames of equal shapes together; where that fails, each alone, so that one fault stays with its frame."""
         start_s = time.monotonic()
-        in_time = [one for one in batch if start_s < one.job.expires_s and not one.job.cancelled]
-        late = [one.job for one in batch if start_s >= one.job.expires_s]
-        finished = [(job, Reply(job.frame.id, error=_late(job, start_s))) for job in late]
-        return finished + (self._run_now(in_time, start_s) if in_time else [])
-
-    def _run_now(self, batch: list[Ready], start_s: float) -> Finished:
-        """Run together; where that fails, each alone, so that one fault stays with its frame."""
         try:
             outputs = self._engine.run([one.prepared for one in batch])
+        except Exception as error:  # noqa: BLE001 - see _internal
+            job = batch[0].job
+            if len(batch) > 1:
+                for one in batch:
+                    self._run([one], ran, finished)
+            elif isinstance(error, NarrowsError):
+                finished.append((job, Reply(job.frame.id, error=error)))
+            else:
+                finished.append((job, _internal(job)))
+        else:
             tail_s = time.monotonic() - start_s
             self._observe(len(batch), tail_s)
-            return [
-                (one.job, self._reply(one, own, start_s, tail_s, len(batch)))
-                for one, own in zip(batch, outputs, strict=True)
-            ]
-        except Exception as error:  # noqa: BLE001 - see _internal
-            if len(batch) > 1:
-                return [pair for one in batch for pair in self._run_now([one], time.monotonic())]
-            job = batch[0].job
-            if isinstance(error, NarrowsError):
-                return [(job, Reply(job.frame.id, error=error))]
-            return [(job, _internal(job))]
+            ran.append(Ran(batch, outputs, start_s, tail_s, len(batch)))
 
-    def _reply(self, one: Ready, outputs: dict[str, Array], start_s: float, tail_s: float, batch: int) -> Reply:
-        queue_s = one.start_s - one.job.taken_s + start_s - one.end_s
-        timing = ServerTiming(queue_s * 1e3, (one.end_s - one.start_s) * 1e3, tail_s * 1e3, batch)
-        return self._shape(one.job.frame, one.job.wanted, outputs, timing)
+
+def _shapes(one: Ready) -> tuple[tuple[int, ...], ...]:
+    return one.prepared.shapes
+
+
+def _timing(one: Ready, ran: Ran) -> ServerTiming:
+    queue_s = one.start_s - one.job.taken_s + ran.start_s - one.end_s
+    return ServerTiming(queue_s * 1e3, (one.end_s - one.start_s) * 1e3, ran.tail_s * 1e3, ran.frames)
 
 
 def _check_deadline(job: Job, now_s: float) -> None:

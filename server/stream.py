@@ -27,6 +27,9 @@ HELLO_S = 20.0
 LINGER_S = 0.5
 """After telling a device that it drains, the server keeps reading for so long: frames that were on the way get an
 outcome instead of silence."""
+TOGETHER_BYTES = 64 << 10
+"""Outcomes that are ready at the same time share a message up to about this size. On its own, one costs the server as
+much to send as to make."""
 
 
 class DeviceStream:
@@ -39,8 +42,9 @@ class DeviceStream:
         self._client = client
         self.served = served
         self._wanted = wanted_from_wire(hello.answer)
+        self._several = hello.several
         self._pending: dict[int, Taken] = {}
-        self._outbox: deque[pb.ServerMessage] = deque()
+        self._outbox: deque[pb.Outcome | pb.ServerMessage] = deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._leaving = False
@@ -48,14 +52,14 @@ class DeviceStream:
         self.frames = 0
         """That came in so far."""
         limits = plane.limits
-        self._send(
-            welcome=pb.Welcome(
-                coder=best_common(hello.coders),
-                max_frame_bytes=limits.max_frame_bytes,
-                max_in_flight=limits.max_in_flight,
-                server_version=VERSION,
-            )
+        welcome = pb.Welcome(
+            coder=best_common(hello.coders),
+            max_frame_bytes=limits.max_frame_bytes,
+            max_in_flight=limits.max_in_flight,
+            server_version=VERSION,
+            several=True,
         )
+        self._send(pb.ServerMessage(welcome=welcome))
 
     @classmethod
     async def open(cls, plane: DataPlane, context: Context, client: Client) -> DeviceStream:
@@ -103,15 +107,21 @@ class DeviceStream:
         if self._leaving:
             return
         self._leaving = True
-        self._send(draining=pb.Draining())
+        self._send(pb.ServerMessage(draining=pb.Draining()))
         asyncio.get_running_loop().call_later(LINGER_S, self._linger_over)
 
     async def _read(self) -> None:
-        capacity = 2 * self._plane.limits.max_in_flight
+        most = self._plane.limits.max_in_flight
+        capacity = 2 * most
         while (message := await self._context.read()) is not _EOF:
-            if not message.HasField("frame"):
-                raise UsageError("after hello, every message of a stream is a frame")
-            self._take(message.frame)
+            kind = message.WhichOneof("message")
+            if kind == "frame":
+                self._take(message.frame)
+            elif kind == "frames" and len(message.frames.frames) <= most:
+                for frame in message.frames.frames:
+                    self._take(frame)
+            else:
+                raise UsageError(f"after hello, every message of a stream is a frame, or up to {most} of them")
             # A device that sends and does not read fills this queue of its own, and is not read from until it has.
             while len(self._outbox) >= capacity:
                 self._room.clear()
@@ -120,7 +130,7 @@ class DeviceStream:
     async def _write(self, reader: asyncio.Task[None]) -> None:
         while True:
             while self._outbox:
-                await self._context.write(self._outbox.popleft())
+                await self._context.write(self._next_message())
                 self._room.set()
             if reader.done() and not reader.cancelled():
                 reader.result()  # raises what ended it
@@ -128,6 +138,20 @@ class DeviceStream:
                 return
             self._wake.clear()
             await self._wake.wait()
+
+    def _next_message(self) -> pb.ServerMessage:
+        """The outbox's first, with those behind it that may go together with it."""
+        first = self._outbox.popleft()
+        if isinstance(first, pb.ServerMessage):
+            return first
+        if not self._several or not self._outbox:
+            return pb.ServerMessage(outcome=first)
+        together, size = [first], first.ByteSize()
+        while self._outbox and size < TOGETHER_BYTES and isinstance(following := self._outbox[0], pb.Outcome):
+            self._outbox.popleft()
+            together.append(following)
+            size += following.ByteSize()
+        return pb.ServerMessage(outcomes=pb.Outcomes(outcomes=together))
 
     def _take(self, message: pb.Frame) -> None:
         self.frames += 1
@@ -153,10 +177,10 @@ class DeviceStream:
         self._answer(reply)
 
     def _answer(self, reply: Reply) -> None:
-        self._send(outcome=reply_to_wire(reply))
+        self._send(reply_to_wire(reply))
 
-    def _send(self, **message: Any) -> None:
-        self._outbox.append(pb.ServerMessage(**message))
+    def _send(self, message: pb.Outcome | pb.ServerMessage) -> None:
+        self._outbox.append(message)
         self._wake.set()
 
     def _age(self, max_age_s: float) -> asyncio.TimerHandle:

@@ -111,9 +111,10 @@ def _model(served: Served) -> dict[str, object]:
             "qualities": len(cut.qualities),
             "queued": len(batcher),
             "best_batch": batcher.best_batch,
+            "provider": model.tails[index][tail].provider,
         }
-        for cut, tails in zip(model.bundle.manifest.cuts, served.tails, strict=True)
-        for batcher in tails.values()
+        for index, (cut, tails) in enumerate(zip(model.bundle.manifest.cuts, served.tails, strict=True))
+        for tail, batcher in tails.items()
     ]
     return {
         "name": model.name,

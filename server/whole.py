@@ -44,6 +44,11 @@ class WholeEngine:
         self._limits = limits
         self._session = open_session(bundle.file(str(manifest.local)), options)
 
+    @property
+    def providers(self) -> Sequence[str]:
+        """The execution providers that run it, best first."""
+        return [str(provider) for provider in self._session.get_providers()]
+
     def prepare(self, frame: Frame) -> Prepared:
         """The model's inputs out of a picture or out of plain tensors.
 

@@ -53,6 +53,8 @@ class FaultyServer(split_pb2_grpc.SplitInferenceServicer):
         self.changes = changes
         self.hellos: list[pb.Hello] = []
         self.frames: list[pb.Frame] = []
+        self.messages: list[pb.ClientMessage] = []
+        """That brought them."""
         self.gone = threading.Event()
 
     def Stream(self, messages: Iterator[pb.ClientMessage], context: grpc.ServicerContext) -> Say:  # noqa: N802
@@ -60,8 +62,10 @@ class FaultyServer(split_pb2_grpc.SplitInferenceServicer):
         self.hellos.append(hello)
         yield welcome(hello, **self.changes)
         for message in messages:
-            self.frames.append(message.frame)
-            yield from self.behave(message.frame, context)
+            self.messages.append(message)
+            for frame in message.frames.frames if message.HasField("frames") else (message.frame,):
+                self.frames.append(frame)
+                yield from self.behave(frame, context)
 
 
 @contextmanager

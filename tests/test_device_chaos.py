@@ -20,7 +20,7 @@ from narrows.device.emulator import LinkEmulator
 from narrows.device.schedule import parse_link
 from narrows.runtime.bundle import Bundle
 from narrows.server import ServeOptions, ServerThread
-from processes import server_process
+from processes import forked_server
 
 KILLS = 20
 
@@ -53,11 +53,11 @@ def test_a_server_killed_twenty_times_costs_no_frame(bundle: Bundle) -> None:
 
     def kill_again_and_again(device: Device) -> None:
         for _ in range(KILLS):
-            with server_process(bundle.root.parent, port=port):
+            with forked_server(bundle.root.parent, port):
                 answered = device.counters.replies
                 while device.counters.replies < answered + 10:
                     time.sleep(0.01)
-        with server_process(bundle.root.parent, port=port):
+        with forked_server(bundle.root.parent, port):
             answered = device.counters.replies
             while device.counters.replies < answered + 10:
                 time.sleep(0.01)

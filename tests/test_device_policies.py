@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from narrows.device.estimates import Duration, LinkEstimate
+from narrows.device.planner import Planner
 from narrows.device.policies import Adaptive, Candidate, Neurosurgeon, Static, View
 from narrows.runtime.errors import UsageError
+from narrows.runtime.manifest import Cut, Quality
 from narrows.runtime.point import LOCAL, Point
 
 SMALL, LARGE = Point("split", "c", 0), Point("split", "c", 1)
@@ -64,6 +67,61 @@ def test_estimates_stay_finite_and_positive(samples: list[tuple[int, float]]) ->
         assert 0 <= link.delay_s < float("inf")
         assert 0 < link.byte_s < float("inf")
         assert duration.mean_s <= duration.upper_s
+
+
+def test_a_cold_first_sample_counts_for_nothing_once_there_is_a_second() -> None:
+    duration = Duration()
+    for took_s in (0.8, 0.02, 0.02):
+        duration.observe(took_s)
+    assert duration.expected_s == pytest.approx(0.02)
+    assert duration.upper_s < 0.1
+
+
+def test_what_was_slow_once_is_forgotten_what_is_always_slow_is_not() -> None:
+    once, always = Duration(0.02), Duration(0.4)
+    for _ in range(20):
+        once.observe(0.02)
+        always.observe(0.4)
+    once.observe(0.8)
+    believed_s = once.expected_s
+    for _ in range(100):
+        once.miss()
+        always.miss()
+    assert believed_s > 0.1
+    assert once.expected_s == pytest.approx(0.02)
+    assert once.upper_s > 0.1  # what an answer is promised by forgets nothing
+    assert always.expected_s == pytest.approx(0.4)
+
+
+def chosen_modes(server_s: Callable[[int], float], frames: int = 200) -> list[str]:
+    """Frames over a quick link, one at a time: offload's server takes `server_s(n)` for the n-th of them, the split's
+    no time, and its head 0.1 s."""
+    cut = Cut("c", "h", "t", (), (Quality(8, 2000.0, 0, 0, 1.0),), "q", (), (), (), "g", "g")
+    offload = Point("offload", quality=90)
+    planner = Planner(Adaptive("latency"), [cut], None, (offload, 2000.0))
+    for _ in range(5):
+        planner.head_took(cut.name, 0.1)
+    modes: list[str] = []
+    for _ in range(frames):
+        point = planner.choose(Point("split", cut.name, 0), None, 0.0, 0.0).point
+        if point.mode == "split":
+            planner.head_took(cut.name, 0.1)
+        planner.coder_took(point, 0.001, 2000)
+        took_s = server_s(modes.count("offload")) if point == offload else 0.001
+        planner.answered(point.cut, 2040, 0.02, took_s, in_time=True)
+        modes.append(point.mode)
+    return modes
+
+
+@pytest.mark.parametrize("slow", [{0}, {0, 1}, {5}, {5, 6, 7, 8}])
+def test_a_point_that_was_slow_for_a_while_is_taken_up_again(slow: set[int]) -> None:
+    modes = chosen_modes(lambda n: 0.5 if n in slow else 0.01)
+    assert modes[-100:] == ["offload"] * 100
+    assert modes.count("split") <= 50
+
+
+def test_a_point_that_is_slow_for_good_is_hardly_ever_tried() -> None:
+    assert chosen_modes(lambda _: 0.5).count("offload") <= 4
 
 
 def test_the_simple_policies_do_what_they_say() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import deque
@@ -20,24 +21,36 @@ from narrows.device.window import Window
 from narrows.runtime.errors import UsageError
 
 
-def run_line(window: Window, stages_ms: dict[str, float], frames: int) -> list[float]:
-    """Frames through a line of stages that take one at a time, reckoned and not waited for; each one's total."""
-    free = dict.fromkeys(stages_ms, 0.0)
-    under_way: deque[tuple[float, float, float]] = deque()
-    now, totals = 0.0, []
-    while len(totals) < frames:
-        while len(under_way) < window.limit:
-            window.acquire()
-            at = link_began = now
-            for stage, took in stages_ms.items():
-                link_began = at if stage == "link" else link_began
-                at = free[stage] = max(at, free[stage]) + took
-            under_way.append((at, now, at - link_began))
-        now, began, link_ms = under_way.popleft()
-        totals.append(now - began)
-        window.observe({**stages_ms, "link": link_ms, "total": now - began})
-        window.release()
-    return totals
+class Line:
+    """Frames through stages that take one at a time, and then over a path that takes many; reckoned and not waited
+    for."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self._free: dict[str, float] = {}
+        self._arrived = self.now = 0.0
+        self._under_way: deque[tuple[float, float, float]] = deque()
+        self._draw = random.Random(0)
+
+    def run(
+        self, stages_ms: dict[str, float], frames: int, path_ms: float = 0.0, jitter_ms: float = 0.0
+    ) -> list[float]:
+        """Each frame's total; `link` is the last stage."""
+        totals = []
+        while len(totals) < frames:
+            while len(self._under_way) < self.window.limit:
+                began = self.now + 1000 * self.window.acquire()
+                at = link_began = began
+                for stage, took in stages_ms.items():
+                    link_began = at if stage == "link" else link_began
+                    at = self._free[stage] = max(at, self._free.get(stage, 0.0)) + took
+                at = self._arrived = max(self._arrived, at + path_ms + self._draw.uniform(0, jitter_ms))
+                self._under_way.append((at, began, at - link_began))
+            self.now, began, link_ms = self._under_way.popleft()
+            totals.append(self.now - began)
+            self.window.observe({**stages_ms, "link": link_ms, "total": self.now - began})
+            self.window.release()
+        return totals
 
 
 durations = st.floats(1, 50)
@@ -48,11 +61,37 @@ def test_a_line_runs_at_its_slowest_stage_and_nobody_waits_for_more_than_one(
     head: float, encode: float, link: float
 ) -> None:
     window, stages = Window(16), {"head": head, "encode": encode, "link": link}
-    totals = run_line(window, stages, 2400)
+    line = Line(window)
+    totals = line.run(stages, 2400)
     slowest, alone = max(stages.values()), sum(stages.values())
     late = sorted(totals[400:])
     assert late[int(0.99 * len(late))] <= alone + 1.11 * slowest
+    assert late[len(late) // 2] <= alone + 0.75 * slowest  # what has to wait waits outside
     assert window.limit >= alone / slowest - 0.11  # fewer could not keep the slowest stage busy
+    began, frames = line.now, 200
+    line.run(stages, frames)
+    assert frames / (line.now - began) >= 0.93 / slowest
+
+
+@given(path=st.floats(5, 120), jitter=st.floats(0, 0.3))
+def test_a_long_link_is_filled_whatever_its_jitter(path: float, jitter: float) -> None:
+    window, stages = Window(32), {"head": 10.0, "encode": 1.0, "link": 1.0}
+    line, limits, totals = Line(window), [], []
+    for _ in range(60):
+        totals += line.run(stages, 20, path, jitter * path)
+        limits.append(window.limit)
+    needed = (12 + path * (1 + jitter / 2)) / 10
+    assert np.mean(limits[30:]) >= 0.6 * needed  # frames that come in order wait for each other as well
+    assert np.mean(limits[30:]) <= needed + 2.5
+    assert np.median(totals[600:]) <= 12 + path * (1 + jitter) + 20
+
+
+def test_a_link_that_changes_is_learnt_anew() -> None:
+    window, stages = Window(16), {"head": 10.0, "link": 1.0}
+    line = Line(window)
+    for path, slow, least, most in ((60, 1, 5, 9), (120, 1, 10, 15), (60, 1, 5, 9), (60, 100, 2, 3), (60, 1, 5, 9)):
+        line.run({**stages, "link": slow}, 200, path, 0.2 * path)
+        assert least <= window.limit <= most, (path, slow)
 
 
 def test_a_window_that_nothing_fills_does_not_grow() -> None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 
 import grpc
 import pytest
+from narrows.runtime import link
 from narrows.runtime.errors import UsageError
-from narrows.runtime.link import GRPC_PREFIX_BYTES, HTTP2_HEADER_BYTES, check_target, open_channel, wire_bytes
+from narrows.runtime.link import (
+    GRPC_PREFIX_BYTES,
+    HTTP2_HEADER_BYTES,
+    LinkOptions,
+    check_target,
+    open_channel,
+    wire_bytes,
+)
 
 TCP_INFO_BYTES_ACKED = 120  # offset of tcpi_bytes_acked in Linux's struct tcp_info
 
@@ -89,3 +99,28 @@ def test_what_is_no_address_is_told(target: str) -> None:
 def test_an_address_is_taken() -> None:
     check_target("127.0.0.1:8470")
     check_target("[::1]:8470")
+
+
+def test_a_server_bears_a_devices_pings_on_an_idle_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "SHORTEST_PING_S", 0.1)
+    handler = grpc.stream_stream_rpc_method_handler(
+        lambda messages, _: (message for message in messages),
+        request_deserializer=identity,
+        response_serializer=identity,
+    )
+    # The synchronous server takes the same options, and needs no event loop here.
+    server = grpc.server(futures.ThreadPoolExecutor(1), options=link.server_options(1 << 20))
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("echo", {"Stream": handler})])
+    number = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    with open_channel(f"127.0.0.1:{number}", LinkOptions(keepalive_s=1.0)) as channel:
+        stream = channel.stream_stream("/echo/Stream", request_serializer=identity, response_deserializer=identity)
+        replies = stream(iter(outbox.get, None))
+        outbox.put(b"here")
+        assert next(replies) == b"here"
+        time.sleep(5.5)  # five pings, a second apart at least; gRPC hangs up on the third that comes too soon
+        outbox.put(b"still here")
+        assert next(replies) == b"still here"
+        outbox.put(None)
+    server.stop(None).wait()

@@ -107,8 +107,8 @@ class Bench:
             self._arrived.notify()
 
 
-def _shape(frame, wanted, outputs, timing) -> Reply:
-    return Reply(frame.id, outputs, timing=timing)
+def _shape(jobs, outputs, timings) -> list[Reply]:
+    return [Reply(job.frame.id, own, timing=timing) for job, own, timing in zip(jobs, outputs, timings, strict=True)]
 
 
 @pytest.fixture

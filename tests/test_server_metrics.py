@@ -13,7 +13,7 @@ import pytest
 from bundles import make_bundle, pictures
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.errors import UsageError
-from narrows.runtime.session import SessionOptions
+from narrows.runtime.session import CPU, SessionOptions
 from narrows.server import BatchOptions, ServeOptions, ServerThread
 from server_client import Frames, hello, stream
 
@@ -68,10 +68,12 @@ def test_outcomes_are_counted_by_model_and_point(server: ServerThread, bundle: B
     assert seen["narrows_payload_bytes_count", cut] == 7
     assert seen["narrows_in_flight_bytes", frozenset()] == 0
     assert seen["narrows_queued_frames", cut] == 0
+    assert seen["narrows_graph_info", cut | {CPU}] == 1
     assert seen["process_resident_memory_bytes", frozenset()] > 0
 
     assert status["outcomes"]["ok"] == 6
     assert status["models"][0]["name"] == "tiny"
+    assert status["models"][0]["cuts"][0]["provider"] == CPU
     assert {(point["quality"], point["frames"]) for point in status["points"]} >= {(0, 3), (1, 3)}
     assert set(status["latency_ms"]) == {"queue", "decode", "tail"}
     assert [(client["streams"], client["frames"]) for client in status["clients"]] == [(1, 7)]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from bundles import make_bundle
+from narrows.runtime import halves, session
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.errors import BundleError, BundleMismatchError, GoldenError, ModelNotFoundError
 from narrows.runtime.frame import Limits
 from narrows.runtime.manifest import Half
-from narrows.runtime.session import SessionOptions
+from narrows.runtime.session import CPU, SessionOptions
 from narrows.server.batcher import BatchOptions
 from narrows.server.catalogue import Catalogue, Served
 from narrows.server.heads import HeadStore
@@ -143,3 +144,20 @@ def test_a_tail_that_answers_otherwise_than_its_golden_vectors_is_refused(
     monkeypatch.setattr("narrows.runtime.halves.OUTPUT_TOLERANCE", -1.0)  # no machine that differs is at hand
     with pytest.raises(GoldenError):
         load(tmp_path / "net")
+
+
+def test_a_provider_that_cannot_be_used_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What ONNX Runtime does where CUDA's libraries are missing: the session runs on the CPU, and says so when asked.
+    real = session.open_session
+    monkeypatch.setattr(
+        halves, "open_session", lambda path, options: real(path, SessionOptions(threads=options.threads))
+    )
+    make_bundle(tmp_path / "bundles" / "one")
+    make_bundle(tmp_path / "bundles" / "two")
+    wanted = SessionOptions(("CUDAExecutionProvider", CPU), threads=1)
+    Repository(tmp_path / "bundles", Loader(HEADS, Limits(), wanted, BatchOptions(learn_s=0))).open()
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert told[0].startswith("CUDAExecutionProvider cannot be used here, and CPUExecutionProvider runs instead")

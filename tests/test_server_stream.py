@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from narrows.protos import split_pb2 as pb
 from narrows.protos import split_pb2_grpc
 from narrows.runtime.bundle import Bundle
 from narrows.runtime.codec import labels
-from narrows.runtime.frame import CodedTensor, Limits
+from narrows.runtime.frame import CodedTensor, Frame, Limits
 from narrows.runtime.manifest import Half
 from narrows.runtime.session import SessionOptions
 from narrows.runtime.wire import frame_to_wire, reply_from_wire
@@ -127,6 +127,49 @@ def test_the_best_classes_alone(server: ServerThread, bundle: Bundle, frames: Fr
         reply = client.reply()
     assert not reply.outputs
     assert [best.index for best in reply.top] == np.argsort(-frames.expected(frame))[:3].tolist()
+
+
+def together(made: Sequence[Frame]) -> pb.ClientMessage:
+    return pb.ClientMessage(frames=pb.Frames(frames=[frame_to_wire(frame) for frame in made]))
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_frames_that_come_together_are_answered_together_where_the_device_takes_that(
+    bundle: Bundle, frames: Frames, gate: Gate, several: bool
+) -> None:
+    batch = BatchOptions(runs=1, max_batch=4, learn_s=0)  # nothing is known of its runs, so batches are of four
+    made = [frames.make(i, picture, quality=i % 3) for i, picture in enumerate(pictures(MAX_IN_FLIGHT))]
+    made[4] = replace(made[4], checksum=made[4].checksum ^ 1)
+
+    def outcomes_in(message: pb.ServerMessage) -> Sequence[pb.Outcome]:
+        return message.outcomes.outcomes if message.HasField("outcomes") else [message.outcome]
+
+    options = ServeOptions(bundle.root, port=0, batch=batch, session=SessionOptions(threads=1))
+    with ServerThread(options) as server, stream(server.address, hello(bundle, several=several)) as client:
+        assert client.receive().welcome.several
+        client.send(together(made))
+        (damaged,) = outcomes_in(client.receive())
+        assert (damaged.id, damaged.error.code) == (4, "checksum")
+        gate.set()  # by now the frames before it run or are ready, at least two of them together
+        messages: list[Sequence[pb.Outcome]] = []
+        while sum(map(len, messages)) < len(made) - 1:
+            messages.append(outcomes_in(client.receive()))
+    assert (max(map(len, messages)) > 1) == several
+    replies = {outcome.id: reply_from_wire(outcome) for outcomes in messages for outcome in outcomes}
+    assert replies.keys() == set(range(len(made))) - {4}
+    for i, reply in replies.items():
+        np.testing.assert_allclose(reply.outputs["logits"], frames.expected(made[i]), atol=1e-4)
+
+
+def test_more_frames_than_may_be_in_flight_are_no_message(server: ServerThread, bundle: Bundle, frames: Frames) -> None:
+    made = [frames.make(i, pictures(1)[0]) for i in range(MAX_IN_FLIGHT + 1)]
+    with stream(server.address, hello(bundle)) as client:
+        client.receive()
+        client.send(together(made))
+        with pytest.raises(grpc.RpcError) as caught:
+            client.receive()
+    assert code_of(caught.value) == "usage"
+    assert str(MAX_IN_FLIGHT) in caught.value.details()
 
 
 @pytest.mark.parametrize(
