@@ -284,9 +284,18 @@ class Stages:
         )
 
     def _probe(self, journey: Journey, point: Point) -> None:
-        """Send a frame that is answered already, to hear of the link."""
+        """Send a frame that is answered already, to hear of the link.
+
+        It has a deadline of its own: the frame's is all but over where the device itself is slow, and then no answer to
+        a probe would ever be in time.
+        """
+        now = time.monotonic()
+        deadline = None if journey.deadline is None else now + journey.deadline - journey.began
+        probe = Journey(
+            journey.index, journey.input, self, point, now, {}, lambda _journey, _outcome: None, deadline, _ended=True
+        )
         try:
-            self.uplink.send(self._parcel(journey, point, self._head(journey, point)))
+            self.uplink.send(self._parcel(probe, point, self._head(probe, point)))
         except NarrowsError as error:
             log.info("no probe: %s", error)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from faulty import Answers, FaultyServer, Say, refusal, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from local_bundle import make_local_bundle
-from narrows.device import Device, DeviceOptions
+from narrows.device import Adaptive, Device, DeviceOptions
 from narrows.device.breaker import Breaker
 from narrows.device.local import LocalModel
 from narrows.protos import split_pb2 as pb
@@ -46,6 +47,15 @@ def black_hole() -> Iterator[str]:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
+def wait_connected(device: Device) -> None:
+    """A frame has to have been sent to be rescued."""
+    for _ in range(500):
+        if device.status().connected:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no connection")
+
+
 def test_a_black_hole_gets_every_frame_answered_on_the_device(bundle: Bundle) -> None:
     with black_hole() as address, Device(bundle, address, SOON) as device:
         outcomes = list(device.stream(pictures(20)))
@@ -59,8 +69,9 @@ def test_a_black_hole_gets_every_frame_answered_on_the_device(bundle: Bundle) ->
 
 
 def test_a_silent_server_costs_no_more_than_the_deadline(bundle: Bundle) -> None:
-    options = replace(SOON, window=1)
+    options = replace(SOON, window=1, stall_s=3)  # nobody hangs up meanwhile
     with serving(FaultyServer(lambda frame, _: iter(()))) as address, Device(bundle, address, options) as device:
+        wait_connected(device)
         outcomes = list(device.stream(pictures(12)))
         # After three that came too late the breaker is open, and frames no longer wait for the deadline.
         assert sum(outcome.attempts for outcome in outcomes) < 12
@@ -76,6 +87,7 @@ def test_a_late_reply_is_counted_and_dropped(bundle: Bundle, answers: Answers) -
 
     options = replace(SOON, stall_s=2)  # not so soon that the connection is given up
     with serving(FaultyServer(behave)) as address, Device(bundle, address, options) as device:
+        wait_connected(device)
         outcome = device.infer(pictures(1)[0])
         assert (outcome.provenance, outcome.attempts) == ("local", 1)
         for _ in range(100):
@@ -92,6 +104,32 @@ def test_a_server_in_time_answers_although_a_fallback_is_there(bundle: Bundle, a
     with serving(server) as address, Device(bundle, address, options) as device:
         device.infer(pictures(1)[0])  # the connection is there from now on
         assert {outcome.provenance for outcome in device.stream(pictures(30))} == {"server"}
+
+
+def test_a_slow_device_still_hears_that_the_server_is_back(
+    bundle: Bundle, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own answer leaves no time for another one: the probes have a deadline of their own."""
+    quick = LocalModel.run
+
+    def run(self: LocalModel, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        time.sleep(0.3)
+        return quick(self, inputs)
+
+    monkeypatch.setattr(LocalModel, "run", run)
+    back = threading.Event()
+
+    def behave(frame: pb.Frame, _: grpc.ServicerContext) -> Say:
+        if back.is_set():
+            time.sleep(0.08)
+            yield answers.to(frame)
+
+    options = DeviceOptions(policy=Adaptive("latency", probe_s=0.1), deadline_ms=350, timeout_s=5, stall_s=2)
+    with serving(FaultyServer(behave)) as address, Device(bundle, address, options) as device:
+        given_up = (not device.infer(pictures(1)[0]).attempts and device.counters.sent >= 3 for _ in range(50))
+        assert any(given_up)
+        back.set()
+        assert "server" in (device.infer(pictures(1)[0]).provenance for _ in range(50))
 
 
 def test_a_full_server_is_made_up_for(bundle: Bundle) -> None:
@@ -175,6 +213,7 @@ def test_a_full_server_is_asked_again_when_it_says(bundle: Bundle, answers: Answ
 def test_a_hint_beyond_the_deadline_is_answered_here(bundle: Bundle) -> None:
     full = FaultyServer(lambda frame, _: iter([refusal(frame, OverloadedError("full", retry_ms=60_000))]))
     with serving(full) as address, Device(bundle, address, replace(SOON, deadline_ms=2000)) as device:
+        wait_connected(device)
         outcome = device.infer(pictures(1)[0])
     assert (outcome.provenance, outcome.attempts) == ("local", 1)
     assert outcome.ms["total"] < 2000
