@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, default=4)
     parser.add_argument("--qualities", type=int, default=3, help="of each cut that are measured, at most")
     slowed.add_options(parser)
-    parser.add_argument("--frames", type=int, default=4 * PICTURES, help="pictures of the profile")
+    parser.add_argument("--frames", type=int, default=2 * PICTURES, help="pictures of the profile")
     parser.add_argument("--queue-seconds", type=float, default=20, help="of each load on the server; 0 for none")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--details", type=Path, help="write every point's prediction and measurement there, as JSON")

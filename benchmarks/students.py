@@ -97,7 +97,7 @@ RECIPES = {
         )
         for levels in (3, 5)
     },
-    "turned-bottlefit": Recipe("turned", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=9)),
+    "turned-bottlefit": Recipe("turned", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)),
     "cifar10-ladder": Recipe(
         "cifar10",
         "one model, every rate",
