@@ -33,7 +33,7 @@ from narrows.runtime.images import fit, load_image
 from narrows.runtime.oip import datatype_of
 from narrows.runtime.session import SessionOptions
 
-PACKAGE_PARENT = Path(__file__).resolve().parent.parent.parent
+PACKAGE = Path(__file__).resolve().parent.parent
 
 _CONFIG = """
 name: "net"
@@ -157,7 +157,7 @@ def _write_models(repository: Path, bundle: Bundle, threads: int) -> None:
     output, cut = bundle.manifest.outputs[0].tensor, bundle.manifest.cuts[0]
     symbols = cut.crossing[0].symbols
     fields = {
-        "parent": str(PACKAGE_PARENT),
+        "parent": str(_parent_of_package(repository.parent)),
         "root": str(bundle.root),
         "graph": str(bundle.file(cut.tail)),
         "threads": threads,
@@ -173,6 +173,14 @@ def _write_models(repository: Path, bundle: Bundle, threads: int) -> None:
         folder.mkdir(parents=True)
         (folder.parent / "config.pbtxt").write_text(config.format(**fields))
         (folder / "model.py").write_text(model.format(**fields))
+
+
+def _parent_of_package(folder: Path) -> Path:
+    """A folder in which the package has its own name, whatever the checkout is called."""
+    made = folder / "python"
+    made.mkdir()
+    (made / "narrows").symlink_to(PACKAGE)
+    return made
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
