@@ -41,7 +41,7 @@ _FLOWERS = TrainOptions(
     decoder_blocks=1,
     head_params=27_870,
     head_macs=45_000_000,
-    epochs=(1, 8),
+    epochs=(4, 5),
     rates=(1e-3, 3e-4),
     taps=(),
     batch=32,
@@ -87,7 +87,7 @@ RECIPES = {
             "flowers",
             "Entropic Student",
             "features.10",
-            replace(_FLOWERS, method="entropic", levels=32, target_bytes=(target,), epochs=(4, 5)),
+            replace(_FLOWERS, method="entropic", levels=32, target_bytes=(target,)),
         )
         for target in _RUNGS
     },
