@@ -74,7 +74,7 @@ _RUNGS = (120, 240, 480)
 """Bytes of a flower, four times as many at the end as at the beginning."""
 RECIPES = {
     "flowers-bottlefit": Recipe(
-        "flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)
+        "flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=8)
     ),
     "flowers-ladder": Recipe(
         "flowers",
@@ -97,7 +97,7 @@ RECIPES = {
         )
         for levels in (3, 5)
     },
-    "turned-bottlefit": Recipe("turned", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)),
+    "turned-bottlefit": Recipe("turned", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=8)),
     "cifar10-ladder": Recipe(
         "cifar10",
         "one model, every rate",
