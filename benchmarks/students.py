@@ -41,7 +41,7 @@ _FLOWERS = TrainOptions(
     decoder_blocks=1,
     head_params=27_870,
     head_macs=45_000_000,
-    epochs=(4, 5),
+    epochs=(1, 8),
     rates=(1e-3, 3e-4),
     taps=(),
     batch=32,
@@ -74,7 +74,7 @@ _RUNGS = (120, 240, 480)
 """Bytes of a flower, four times as many at the end as at the beginning."""
 RECIPES = {
     "flowers-bottlefit": Recipe(
-        "flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=8)
+        "flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)
     ),
     "flowers-ladder": Recipe(
         "flowers",
@@ -87,7 +87,7 @@ RECIPES = {
             "flowers",
             "Entropic Student",
             "features.10",
-            replace(_FLOWERS, method="entropic", levels=32, target_bytes=(target,)),
+            replace(_FLOWERS, method="entropic", levels=32, target_bytes=(target,), epochs=(4, 5)),
         )
         for target in _RUNGS
     },
@@ -97,7 +97,7 @@ RECIPES = {
         )
         for levels in (3, 5)
     },
-    "turned-bottlefit": Recipe("turned", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=8)),
+    "turned-bottlefit": Recipe("turned", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)),
     "cifar10-ladder": Recipe(
         "cifar10",
         "one model, every rate",
