@@ -169,7 +169,7 @@ def _train_bottleneck(model: Any, folder: Path, progress: Progress) -> None:
         method="ladder",
         target_bytes=_TARGET_BYTES,
         channels=6,
-        epochs=(8, 10),
+        epochs=(8, 24),
         batch=64,
         rates=(6e-3, 3e-3),
         activation="relu",
