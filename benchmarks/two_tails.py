@@ -70,8 +70,8 @@ def answered(bundle: Path, part: Part, tails: Sequence[str]) -> dict[str, tuple[
     right = dict.fromkeys(tails, 0)
     sent = []
     with (
-        server_process(bundle.parent) as (_, address),
-        Device(bundle, address, tails=tails) as device,
+        server_process(bundle.parent) as served,
+        Device(bundle, served.address, tails=tails) as device,
     ):
         for picture, label in zip(part.pictures, part.labels, strict=True):
             outcome = device.infer(picture)
