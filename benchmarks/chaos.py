@@ -24,7 +24,7 @@ from typing import Any
 
 import harness
 import numpy as np
-from narrows.device import Device, DeviceOptions, open_source
+from narrows.device import Device, DeviceOptions
 from narrows.device.emulator import LinkEmulator
 from narrows.device.schedule import parse_link, trace
 from narrows.runtime.bundle import Bundle
@@ -194,9 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = SUBJECT.cut(folder)
-        SUBJECT.write_pictures(folder / "pictures", 32)
-        pictures = [item.arrays[0] for item in open_source(folder / "pictures", bundle.manifest)]
+        bundle, pictures = harness.cut_with_inputs(SUBJECT, folder, 32)
         cases = {
             "server killed": lambda: killed(bundle),
             "connections cut": lambda: cut(bundle),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from narrows.device import open_source
 from narrows.partitioner import CutPoint, Quantiser, cut_model, list_cuts
 from narrows.runtime.bundle import Bundle
 from narrows.server_process import server_process
@@ -114,6 +115,13 @@ SUBJECTS = (
     Subject("resnet20-cifar10", "cifar10_resnet20_jpegft.onnx", _CIFAR, "cifar10_jpeg.npz", "_test"),
     Subject("resnet56-cifar10", "cifar10_resnet56_jpegft.onnx", _CIFAR, "cifar10_jpeg.npz", "_test"),
 )
+
+
+def cut_with_inputs(subject: Subject, folder: Path, count: int) -> tuple[Bundle, list[Any]]:
+    """A subject's bundle, and as many of its pictures as its head takes them; both are written into the folder."""
+    bundle = subject.cut(folder)
+    subject.write_pictures(folder / "pictures", count)
+    return bundle, [item.arrays[0] for item in open_source(folder / "pictures", bundle.manifest)]
 
 
 @contextmanager

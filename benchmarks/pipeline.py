@@ -20,7 +20,7 @@ from typing import Any
 
 import harness
 import numpy as np
-from narrows.device import Device, DeviceOptions, Outcome, open_source
+from narrows.device import Device, DeviceOptions, Outcome
 from narrows.device.emulator import LinkEmulator
 from narrows.device.schedule import parse_link
 from narrows.runtime.answer import Form, Wanted
@@ -92,9 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = SUBJECT.cut(folder)
-        SUBJECT.write_pictures(folder / "pictures", 32)
-        pictures = [item.arrays[0] for item in open_source(folder / "pictures", bundle.manifest)]
+        bundle, pictures = harness.cut_with_inputs(SUBJECT, folder, 32)
         with harness.server(folder / "bundles") as address:
             rows = [
                 {"slowest": what, **measure(bundle, address, pictures, head_ms, link, options.frames)}

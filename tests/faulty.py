@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+from narrows.device import Device
 from narrows.protos import split_pb2 as pb
 from narrows.protos import split_pb2_grpc
 from narrows.runtime.answer import Reply
@@ -86,3 +88,12 @@ def serving(servicer: split_pb2_grpc.SplitInferenceServicer, port: int = 0) -> I
 def open_descriptors() -> int:
     """Files and sockets that this process has open."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def wait_connected(device: Device) -> None:
+    """A frame has to have been sent to be rescued."""
+    for _ in range(500):
+        if device.status().connected:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no connection")

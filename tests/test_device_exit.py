@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from bundles import make_bundle, pictures
 from exit_bundles import AGREEMENTS, make_exit_bundle
-from faulty import Answers, FaultyServer, serving
+from faulty import Answers, FaultyServer, serving, wait_connected
 from hypothesis import given
 from hypothesis import strategies as st
 from narrows.device import Adaptive, Always, Device, DeviceOptions, Point
@@ -46,15 +45,6 @@ def silent() -> Iterator[tuple[str, FaultyServer]]:
     server = FaultyServer(lambda frame, _: iter(()))
     with serving(server) as address:
         yield address, server
-
-
-def wait_connected(device: Device) -> None:
-    """A frame has to have been sent to be rescued."""
-    for _ in range(500):
-        if device.status().connected:
-            return
-        time.sleep(0.02)
-    raise AssertionError("no connection")
 
 
 def early_answer(bundle: Bundle, picture: np.ndarray, quality: int = BEST) -> np.ndarray:

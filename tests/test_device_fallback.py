@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from bundles import make_bundle, pictures
-from faulty import Answers, FaultyServer, Say, refusal, serving
+from faulty import Answers, FaultyServer, Say, refusal, serving, wait_connected
 from hypothesis import given
 from hypothesis import strategies as st
 from local_bundle import make_local_bundle
@@ -45,15 +45,6 @@ def black_hole() -> Iterator[str]:
     """Takes connections, reads nothing, says nothing."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-def wait_connected(device: Device) -> None:
-    """A frame has to have been sent to be rescued."""
-    for _ in range(500):
-        if device.status().connected:
-            return
-        time.sleep(0.02)
-    raise AssertionError("no connection")
 
 
 def test_a_black_hole_gets_every_frame_answered_on_the_device(bundle: Bundle) -> None:
