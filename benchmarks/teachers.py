@@ -153,8 +153,9 @@ def _teacher(name: str, classes: int, part: Callable[[], Part], epochs: int) -> 
 def declare_torchvision() -> None:
     """Let torchvision's wheel load beside a CPU build of torch, which it does with this help only."""
     tools = str(material() / "tools")
-    if torch.version.cuda is None and tools not in sys.path:
-        sys.path.append(tools)
+    if torch.version.cuda is None:
+        if tools not in sys.path:
+            sys.path.append(tools)
         import torchvision_cpu  # noqa: F401
 
 

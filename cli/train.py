@@ -57,9 +57,11 @@ def train(
         typer.Option(help="A further tail: NAME=reconstruct, NAME=classify:DATA or NAME=package.module:callable."),
     ] = None,
     early_exit: Annotated[bool, typer.Option("--exit", help="Train an early exit for the device.")] = False,
-    epochs: Annotated[str, typer.Option(help="Of the two stages.")] = "10,20",
+    epochs: Annotated[
+        str, typer.Option(help="Of the two stages, and of a third in which everything learns.")
+    ] = "10,20",
     batch: Annotated[int, typer.Option(min=2)] = 128,
-    rates: Annotated[str, typer.Option(help="Largest learning rates of the two stages.")] = "2e-3,1e-3",
+    rates: Annotated[str, typer.Option(help="Largest learning rate of each stage.")] = "2e-3,1e-3",
     augment: Annotated[str, typer.Option(help="none, characters, small-pictures or photographs.")] = "none",
     freeze_encoder: Annotated[
         bool | None, typer.Option("--freeze-encoder/--tune-encoder", help="In stage 2; the method says by default.")
@@ -89,8 +91,6 @@ def train(
 
     if augment not in AUGMENTATIONS:
         raise UsageError(f"--augment is one of {', '.join(AUGMENTATIONS)}, not {augment!r}")
-    first, second = _numbers(epochs, "epochs", 2)
-    fast, slow = _numbers(rates, "rates", 2)
     options = TrainOptions(
         method=cast(Any, method),  # checked there
         channels=channels,
@@ -102,9 +102,9 @@ def train(
         head_params=head_params,
         stem=stem,
         inherit=inherit,
-        epochs=(int(first), int(second)),
+        epochs=tuple(int(n) for n in _numbers(epochs, "epochs")),
         batch=batch,
-        rates=(fast, slow),
+        rates=_numbers(rates, "rates"),
         augmentation=AUGMENTATIONS[augment],
         freeze_encoder=freeze_encoder,
         exit=early_exit,
@@ -131,11 +131,11 @@ def train(
     output.trained(report, as_json=as_json)
 
 
-def _numbers(text: str, option: str, count: int | None = None) -> tuple[float, ...]:
+def _numbers(text: str, option: str) -> tuple[float, ...]:
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
         found = ()
-    if not found or (count is not None and len(found) != count):
-        raise UsageError(f"--{option} takes {count or 'some'} numbers joined by commas, not {text!r}")
+    if not found:
+        raise UsageError(f"--{option} takes numbers joined by commas, not {text!r}")
     return found

@@ -74,7 +74,7 @@ def test_the_encoder_keeps_the_deepest_layers_that_the_budget_has_room_for() -> 
         assert isinstance(kept, Kept)
         x = torch.randn(2, 3, 16, 16)
         with torch.no_grad():
-            assert torch.equal(kept(x), split_teacher(whole, behind, ()).front(x))
+            torch.testing.assert_close(kept(x), split_teacher(whole, behind, ()).front(x), rtol=1e-4, atol=1e-5)
         assert next(p.params for p in prices(whole, halves, pair) if p.part == "encoder") <= params
 
 
@@ -124,6 +124,24 @@ def test_kept_layers_stay_as_they_are_in_both_stages(tmp_path: Path) -> None:
     after = trained.student.encoder[0].state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not any(map(torch.equal, narrow, trained.student.encoder[1].parameters()))
+
+
+def test_a_third_stage_lets_kept_layers_and_a_frozen_encoder_learn(tmp_path: Path) -> None:
+    whole, data = teacher(), pictures()
+    options = replace(OPTIONS, method="entropic", target_bytes=(8.0,), views=2, augmentation=Augmentation(flip=True))
+    ended = []
+    for epochs in ((1, 1), (1, 1, 2)):
+        pair = inherited(whole, split_teacher(whole, "3", ()), options, data.train.pictures)
+        staged = replace(options, epochs=epochs, rates=(2e-3, 1e-3, 1e-3)[: len(epochs)])
+        trained = train(whole, data, staged, output=tmp_path / str(len(epochs)), at="3", pair=pair)
+        ended.append(trained.student)
+    kept, learned = (student.encoder[0].state_dict() for student in ended)
+    weight = next(name for name in kept if name.endswith("weight"))
+    assert not any("running" in name for name in kept)  # folded in, so no batch changes them
+    assert not torch.equal(learned[weight], kept[weight])
+    first, last = (student.quantiser.log_steps for student in ended)
+    assert not torch.equal(first, last)
+    assert not any(p.requires_grad for p in whole.module.parameters())
 
 
 class Told:

@@ -37,9 +37,9 @@ def run_until(folder: Path, line: str | None) -> None:
     assert (process.returncode == 0) == (line is None)
 
 
-def test_a_training_killed_twice_ends_as_one_that_was_not(tmp_path: Path) -> None:
+def test_a_training_killed_in_every_stage_ends_as_one_that_was_not(tmp_path: Path) -> None:
     run_until(tmp_path / "whole", None)
-    for line in ("stage 1: features 11/", "stage 2: fine-tune 3/"):
+    for line in ("stage 1: features 11/", "stage 2: fine-tune 3/", "stage 3: whole 5/"):
         run_until(tmp_path / "killed", line)
     run_until(tmp_path / "killed", None)
     whole, killed = (torch.load(tmp_path / name / "student.pt", weights_only=True) for name in ("whole", "killed"))

@@ -16,8 +16,9 @@ import pytest
 import students
 import torch
 from narrows.device import Device
-from narrows.partitioner.training import Pair, Report, Task, Trained, TrainOptions, run_recipe
-from narrows.partitioner.training.heads import classifier
+from narrows.partitioner.training import Pair, Report, Task, Trained, TrainOptions, run_recipe, train, train_task
+from narrows.partitioner.training.heads import classifier, restored_symbols
+from narrows.partitioner.training.record import Silent
 from narrows.runtime.errors import UsageError
 from narrows.runtime.session import open_session
 from processes import narrows, server_process
@@ -175,6 +176,24 @@ def test_a_tail_that_cannot_be_is_refused(tmp_path: Path, tail: str) -> None:
             tails=(tail,),
             progress=lambda *_: None,
         )
+
+
+def test_a_further_tail_learns_from_a_teacher_of_its_own(tmp_path: Path) -> None:
+    """What its teacher says counts, and what is written on the pictures hardly does."""
+    whole = students.teacher()
+    options = replace(students.QUICK, epochs=(6, 3), distil_weight=1.0, views=2, precision="bfloat16")
+    trained = train(whole, DATA, options, output=tmp_path / "run", at="middle")
+    asked: list[int] = []
+    hook = trained.student.encoder.register_forward_hook(lambda *_: asked.append(1))
+    wrong = replace(DATA.train, labels=(DATA.train.labels + 1) % 10)
+    task = Task("again", classifier(trained, 10), wrong, DATA.validation, nn.functional.cross_entropy, teacher=whole)
+    tail = train_task(trained, task, epochs=6, recorder=Silent(), progress=lambda *_: None)
+    hook.remove()
+    assert len(asked) == 1 + 2 * (len(wrong) // options.batch)  # once to try, then once a view
+    x = torch.from_numpy(DATA.validation.pictures)
+    with torch.no_grad():
+        said = tail(restored_symbols(trained, x)).argmax(1)
+        assert (said == whole.module(whole.normalised(x)).argmax(1)).float().mean() > 0.7
 
 
 def test_the_entropic_student_leaves_its_encoder_alone_in_the_second_stage() -> None:

@@ -14,7 +14,13 @@ from narrows.partitioner.training import train
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     options = replace(
-        students.QUICK, method="ladder", target_bytes=(12.0, 30.0), epochs=(2, 1), batch=32, checkpoint_s=0.0
+        students.QUICK,
+        method="ladder",
+        target_bytes=(12.0, 30.0),
+        epochs=(2, 1, 1),
+        rates=(8e-3, 4e-3, 2e-3),
+        batch=32,
+        checkpoint_s=0.0,
     )
 
     def tell(stage: str, done: int, total: int) -> None:

@@ -6,9 +6,10 @@ So a training that was killed goes on with the very batches it would have seen.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch.nn import functional
 
 from ...runtime.errors import UsageError
 from .data import Part
+
+_KEPT_BYTES = 8 << 30
+"""Of what is made of views; beyond, it is made again each time."""
 
 
 @dataclass(frozen=True)
@@ -167,3 +171,49 @@ class Batches:
         rng = np.random.default_rng((self.seed, epoch, step))
         pictures = augment(self.part.pictures[rows], self.augmentation, rng)
         return pictures, torch.from_numpy(self.part.labels[rows])
+
+
+class InMemory(Protocol):
+    """What knows how much memory it takes."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of memory."""
+
+
+Made = TypeVar("Made", bound=InMemory)
+
+
+class Views(Generic[Made]):
+    """Epochs whose batches come round again: what is made of one is kept, as far as memory is allowed."""
+
+    def __init__(self, batches: Batches, count: int, make: Callable[[torch.Tensor, torch.Tensor], Made]) -> None:
+        """Over `batches`.
+
+        Args:
+            batches: pictures and labels.
+            count: augmented versions of each picture that epochs meet in turn; 0: new ones all the time.
+            make: makes of a batch what a step needs.
+        """
+        self.batches, self.count, self.make = batches, count, make
+        self._kept: dict[tuple[int, int], Made] = {}
+        self._kept_bytes = 0
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Made]:
+        """An epoch's batches from a step on; those that were met before come from memory."""
+        if self.count:
+            number %= self.count
+        steps = range(first, self.batches.steps)
+        if all((number, step) in self._kept for step in steps):
+            yield from (self._kept[number, step] for step in steps)
+            return
+        for step, (pictures, labels) in zip(steps, self.batches.epoch(number, first), strict=True):
+            made = self.make(pictures, labels)
+            if self.count and self._kept_bytes < _KEPT_BYTES:
+                self._kept[number, step] = made
+                self._kept_bytes += made.size_bytes
+            yield made
+
+    def forget(self) -> None:
+        """Make everything anew from here on."""
+        self._kept, self._kept_bytes = {}, 0

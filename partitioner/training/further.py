@@ -87,9 +87,7 @@ class FurtherGraphs:
 
     @torch.no_grad()
     def _logits(self, module: nn.Module, quality: int) -> NDArray[np.float64]:
-        made = [
-            module(restored_symbols(self.trained, rows, None, quality)).double().numpy() for rows in self._pictures()
-        ]
+        made = [module(restored_symbols(self.trained, rows, quality)).double().numpy() for rows in self._pictures()]
         return np.concatenate(made)
 
     @torch.no_grad()

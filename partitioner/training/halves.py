@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ...runtime.errors import CutError, ModelError, UnknownTensorError, first_line
 from ..model import nearest
+from .folding import folded
 from .teacher import Teacher, macs_of, params_of
 
 Tensor = torch.Tensor
@@ -54,6 +55,10 @@ class Tail(nn.Module):
         """The answer, and then the taps in order."""
         made: list[Tensor] = self.body(features)
         return made
+
+    def folded(self) -> Tail:
+        """A copy that only answers (`folding.py`)."""
+        return Tail(folded(self.body), self.taps)
 
 
 def split_teacher(teacher: Teacher, at: str | None = None, taps: Sequence[str] | None = None) -> Halves:

@@ -9,24 +9,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ...runtime.errors import TrainingError, UsageError
 from . import checkpoint
-from .batches import Augmentation, Batches
+from .batches import Augmentation, Batches, Views
 from .data import Part
 from .halves import Tail
 from .layers import Residual, convolution
 from .loop import Progress
+from .losses import answer_loss
 from .options import TrainOptions
 from .record import Recorder
 from .run import Trained
-from .steps import draw_qualities, one_cycle, seeded
+from .steps import computing, draw_qualities, mean_of, one_cycle, seeded
 from .student import Student
+from .teacher import Teacher
 
 Tensor = torch.Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -52,6 +56,8 @@ class Task:
     loss: Loss
     target: Literal["given", "pictures"] = "given"
     """`pictures`: the target is the picture itself, `float32 [B, 3, H, W]`, 0 to 1."""
+    teacher: Teacher | None = None
+    """Of this question, for pictures of the student's size: its logits are distilled beside the targets."""
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
     """For targets that stay true of a picture that was moved: classes, and pictures themselves."""
     labels: tuple[str, ...] = ()
@@ -146,19 +152,23 @@ def train_task(
     options, folder = trained.options, trained.folder
     module = task.module.to(options.device)
     batches = Batches(task.train, options.batch, task.augmentation, options.seed, workers=1)
-    optimiser = _optimiser(module, options)
+    optimiser, mean = _optimiser(module, options), mean_of(module)
     path = folder / f"task-{task.name}.pt"
-    first = _restored(path, module, optimiser)
+    first = _restored(path, module, mean, optimiser)
     _try(trained, task, module)
+    views = Views(batches, options.views, partial(_batch, trained, task))
     total = batches.steps * epochs
     for epoch in range(first, epochs):
         module.train()
-        for step, (pictures, targets) in enumerate(batches.epoch(epoch)):
+        for step, batch in enumerate(views.epoch(epoch)):
             at = epoch * batches.steps + step
             for group in optimiser.param_groups:
                 group["lr"] = group["most"] * one_cycle(at, total)
-            symbols = restored_symbols(trained, pictures, seeded(options.seed, task.name, epoch, step))
-            loss = task.loss(module(symbols), _target(task, pictures, targets).to(options.device))
+            generator = seeded(options.seed, task.name, epoch, step)
+            quality = draw_qualities(len(batch.features), options.qualities, generator).to(options.device)
+            with computing(options):
+                made = module(trained.student.quantiser(batch.features, quality))
+            loss = _loss(task, options, made, batch)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss of {task.name!r} is no number any more (epoch {epoch + 1}, step {step + 1}); {path} is "
@@ -167,9 +177,13 @@ def train_task(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            mean.update_parameters(module)
             recorder.scalar(f"{task.name}/train/loss", float(loss.detach()), at + 1)
             progress(f"tail {task.name}", at + 1, total)
-        checkpoint.save({"epoch": epoch + 1, "module": module.state_dict(), "optimiser": optimiser.state_dict()}, path)
+        states = {"module": module.state_dict(), "mean": mean.state_dict(), "optimiser": optimiser.state_dict()}
+        checkpoint.save({"epoch": epoch + 1} | states, path)
+    if options.averaged:
+        module.load_state_dict(mean.module.state_dict())
     return module.eval().requires_grad_(False)
 
 
@@ -185,25 +199,62 @@ def _optimiser(module: nn.Module, options: TrainOptions) -> torch.optim.Optimize
     )
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What a step is made of."""
+
+    features: Tensor
+    """The encoder's, before they are rounded."""
+    targets: Tensor
+    answer: Tensor | None
+    """The task's teacher's."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of memory."""
+        own = (self.features, self.targets, *([] if self.answer is None else [self.answer]))
+        return sum(one.numel() * one.element_size() for one in own)
+
+
 @torch.no_grad()
-def restored_symbols(trained: Trained, pictures: Tensor, generator: torch.Generator | None, quality: int = 0) -> Tensor:
-    """What a tail sees of pictures `uint8 [B, H, W, 3]`: at drawn qualities, or at one where there is no generator."""
-    student = trained.student
-    x = trained.teacher.normalised(pictures).to(next(student.parameters()).device)
-    if generator is None:
-        qualities = torch.full((len(x),), quality)
-    else:
-        qualities = draw_qualities(len(x), trained.options.qualities, generator)
-    restored: Tensor = student.quantiser(student.encoder(x), qualities.to(x.device))
+def _batch(trained: Trained, task: Task, pictures: Tensor, targets: Tensor) -> _Batch:
+    features = trained.student.encoder(_normalised(trained, pictures))
+    answer = None
+    if task.teacher is not None:
+        with computing(trained.options):
+            answer = task.teacher.module.to(features.device)(task.teacher.normalised(pictures).to(features.device))
+    return _Batch(features, _target(task, pictures, targets).to(features.device), answer)
+
+
+def _loss(task: Task, options: TrainOptions, made: Tensor, batch: _Batch) -> Tensor:
+    loss = task.loss(made.float(), batch.targets)
+    if batch.answer is None:
+        return loss
+    distilled = answer_loss(made, batch.answer, options.temperature)
+    return options.distil_weight * distilled + (1 - options.distil_weight) * loss
+
+
+@torch.no_grad()
+def restored_symbols(trained: Trained, pictures: Tensor, quality: int = 0) -> Tensor:
+    """What a tail sees of pictures `uint8 [B, H, W, 3]` at a quality."""
+    x = _normalised(trained, pictures)
+    restored: Tensor = trained.student.quantiser(
+        trained.student.encoder(x), torch.full((len(x),), quality, device=x.device)
+    )
     return restored
 
 
-def _restored(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def _normalised(trained: Trained, pictures: Tensor) -> Tensor:
+    return trained.teacher.normalised(pictures).to(next(trained.student.parameters()).device)
+
+
+def _restored(path: Path, module: nn.Module, mean: AveragedModel, optimiser: torch.optim.Optimizer) -> int:
     state: dict[str, Any] | None = checkpoint.restore(path)
     if state is None:
         return 0
     try:
         module.load_state_dict(state["module"])
+        mean.load_state_dict(state["mean"])
         optimiser.load_state_dict(state["optimiser"])
     except (RuntimeError, KeyError, ValueError):
         raise TrainingError(f"{path} holds another network; remove it to begin this tail again") from None
@@ -217,7 +268,7 @@ def _target(task: Task, pictures: Tensor, targets: Tensor) -> Tensor:
 def _try(trained: Trained, task: Task, module: nn.Module) -> None:
     """Run the network once before an epoch is spent on it."""
     rows = torch.from_numpy(task.train.pictures[:2].copy())
-    seen = restored_symbols(trained, rows, None)
+    seen = restored_symbols(trained, rows)
     try:
         with torch.no_grad():
             module.eval()(seen)

@@ -10,13 +10,12 @@ same place had 71 % at 514 bytes after an epoch.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from ...runtime.errors import UsageError
 from .design import Pair, budget_of
+from .folding import folded
 from .halves import Halves, between, nominal_stride, split_teacher, stem_at, stems
 from .layers import convolution
 from .options import TrainOptions
@@ -28,19 +27,21 @@ _BATCH = 64
 
 
 class Kept(nn.Module):
-    """Layers of the teacher's that stay as they are while the rest learns."""
+    """Layers of the teacher's that stay as they are while the rest learns, until they are told to learn as well."""
 
     def __init__(self, layers: nn.Module) -> None:
+        """Keep a copy of `layers`, their batch normalisations folded in for good."""
         super().__init__()
-        self.layers = layers.eval()
+        self.layers = folded(layers)
+        self.learns = False
 
     def train(self, mode: bool = True) -> Kept:
-        """Stay in evaluation mode, whatever is asked: running statistics are part of what is kept."""
+        """Stay in evaluation mode, whatever is asked."""
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the teacher does, without gradients."""
-        if not torch.is_grad_enabled():  # an exporter's graph is to hold the layers and nothing else
+        """As the teacher does, without gradients unless it learns."""
+        if self.learns or not torch.is_grad_enabled():  # an exporter's graph is to hold the layers and nothing else
             made: Tensor = self.layers(x)
             return made
         with torch.no_grad():
@@ -94,7 +95,7 @@ def inherited(
             continue
         parts = split_teacher(teacher, stem.name, (halves.at,))
         narrow, widen = _transform(teacher, parts, pictures, (channels, inner, options.channels, side))
-        encoder = nn.Sequential(Kept(copy.deepcopy(parts.front)), narrow).eval()
+        encoder = nn.Sequential(Kept(parts.front), narrow).eval()
         refine = [Refinement(channels, options.decoder_width or 2 * channels) for _ in range(options.decoder_blocks)]
         rest = between(parts, halves.at)
         return Pair(encoder, nn.Sequential(widen, *refine, rest), has_stem=True, even=True)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...runtime.codec import TRAINED_CODER, SymbolSpec, by_label, train_table
+from ..blas import ONE_THREAD
 from .data import Part
 from .losses import RateControl
 from .student import Student
@@ -113,5 +114,6 @@ def payload_bytes(symbols: NDArray[np.uint8], levels: int) -> float:
     """
     chosen = symbols[: 2 * _CODED]
     spec = SymbolSpec(chosen.shape[1:], chosen.dtype, levels, channel_axis=0)
-    bound = by_label(TRAINED_CODER).bind(spec, train_table(spec, chosen[::2]))
+    with ONE_THREAD:
+        bound = by_label(TRAINED_CODER).bind(spec, train_table(spec, chosen[::2]))
     return float(np.mean([len(bound.encode(frame)) for frame in chosen[1::2]]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from ...runtime.errors import TrainingError
 from . import checkpoint
-from .batches import Batches
+from .batches import Batches, Views
 from .data import ImageData
+from .folding import folded
 from .halves import Halves
 from .judge import Score, coded_bytes, judge
 from .losses import RateControl, answer_loss, feature_loss
 from .options import TrainOptions
 from .record import Recorder
-from .steps import draw_qualities, evaluating, mean_of, one_cycle, optimiser_of, seeded, set_rate
+from .steps import computing, draw_qualities, mean_of, one_cycle, optimiser_of, seeded, set_rate
 from .student import TRUE_EVERY, Made, Student
 from .teacher import Teacher
 
@@ -39,10 +40,9 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 CHECKPOINT = "checkpoint.pt"
-STAGES = ("features", "fine-tune")
+STAGES = ("features", "fine-tune", "whole")
+FEATURES, FINE_TUNE, WHOLE = range(3)
 _CLIP_NORM = 5.0
-_KEPT_BYTES = 8 << 30
-"""Of the teacher's features and answers, with `views`; beyond, they are computed again each time."""
 
 
 @dataclass
@@ -100,9 +100,9 @@ class Training:
         self.batches = Batches(
             self.data.train, self.options.batch, self.options.augmentation, self.options.seed, workers=1
         )
+        self._views = Views(self.batches, self.options.views, self._batch)
+        self._teaching = folded(self.halves.front), self.halves.tail.folded()
         self._scales: list[float] = []
-        self._kept: dict[tuple[int, int], Batch] = {}
-        self._kept_bytes = 0
         self._optimiser: torch.optim.Optimizer | None = None
         self._mean: AveragedModel | None = None
         """Of the student's weights over the last steps: what is judged, and what a stage leaves."""
@@ -123,7 +123,7 @@ class Training:
             self.student.start(first)
         else:
             self._resume(state)
-        while self.position.stage < len(STAGES):
+        while self.position.stage < len(self.options.epochs):
             self._stage()
 
     # -- stages --------------------------------------------------------------------------------------------------------
@@ -150,17 +150,28 @@ class Training:
 
     def _begin(self, stage: int) -> None:
         """Say what learns, and make the optimiser, unless a checkpoint brought one."""
-        student, frozen = self.student, self.options.encoder_frozen
-        coding = [student.encoder, student.quantiser, *([student.prior] if student.prior is not None else [])]
-        learning: list[nn.Module] = [*coding, student.decoder] if stage == 0 else [student.decoder, student.tail]
-        if stage == 1 and not frozen:
-            learning = [*coding, *learning]
+        student = self.student
+        learning: list[nn.Module] = [student.decoder]
+        if self._coding_learns(stage):
+            learning += [student.encoder, student.quantiser, *([student.prior] if student.prior is not None else [])]
+        if stage != FEATURES:
+            learning.append(student.tail)
         student.requires_grad_(False).eval()
         for module in learning:
             module.requires_grad_(True).train()
+        if (kept := student.kept_layers) is not None:
+            kept.learns = stage == WHOLE
+            if kept.learns:
+                self._views.forget()  # they hold what those layers made so far
+            else:
+                kept.requires_grad_(False)
         if self._optimiser is None:
             self._optimiser = optimiser_of(student, self.options)
             self._mean = mean_of(student) if self.options.averaged else None
+
+    def _coding_learns(self, stage: int) -> bool:
+        """Whether encoder, quantiser and prior do."""
+        return stage != FINE_TUNE or not self.options.encoder_frozen
 
     @property
     def _judged(self) -> Student:
@@ -173,8 +184,8 @@ class Training:
         assert self._optimiser is not None
         saved = time.monotonic()
         total = steps * epochs
-        number = self._number(stage, epoch)
-        for batch in self._batches(number):
+        number = sum(self.options.epochs[:stage]) + epoch
+        for batch in self._views.epoch(number, self.position.step):
             step = self.position.step
             set_rate(self._optimiser, self.options.rates[stage] * one_cycle(epoch * steps + step, total))
             loss, parts = self._loss(stage, batch, seeded(self.options.seed, stage, epoch, step))
@@ -195,48 +206,23 @@ class Training:
                 self._save()
                 saved = time.monotonic()
 
-    def _number(self, stage: int, epoch: int) -> int:
-        """The number by which batches know an epoch: views come round again."""
-        if self.options.views:
-            return (sum(self.options.epochs[:stage]) + epoch) % self.options.views
-        return stage * 10_000 + epoch
-
-    @torch.no_grad()
-    def _batches(self, number: int) -> Iterator[Batch]:
-        """An epoch's batches from the position's step on. A view that was met before comes from memory."""
-        steps = range(self.position.step, self.batches.steps)
-        if all((number, step) in self._kept for step in steps):
-            yield from (self._kept[number, step] for step in steps)
-            return
-        for step, (pictures, labels) in zip(steps, self.batches.epoch(number, steps.start), strict=True):
-            batch = self._batch(pictures, labels)
-            if self.options.views and self._kept_bytes < _KEPT_BYTES:
-                self._kept[number, step] = batch
-                self._kept_bytes += batch.size_bytes
-            yield batch
-
     @torch.no_grad()
     def _batch(self, pictures: Tensor, labels: Tensor) -> Batch:
         x = self._pictures(pictures)
-        with self._precision():
-            features = self.halves.front(x)
-            answer, *taps = self.halves.tail.tapped(features)
+        with computing(self.options):
+            features = self._teaching[0](x)
+            answer, *taps = self._teaching[1].tapped(features)
             before = self.student.before(x) if self.student.keeps else pictures
         return Batch(before, labels.to(x.device), answer, [features, *taps])
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(
-            torch.device(self.options.device).type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
-        )
 
     def _loss(self, stage: int, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x = batch.before if self.student.keeps else self._pictures(batch.before)
         quality = draw_qualities(len(x), self.options.qualities, generator).to(x.device)
-        with self._precision():
+        with computing(self.options):
             made = self.student.made(x, quality, generator)
         parts = self._parts(stage, made, batch)
         # Where the encoder is frozen the rate is what it is.
-        if made.bits is not None and made.true_bits is not None and not (stage and self.options.encoder_frozen):
+        if made.bits is not None and made.true_bits is not None and self._coding_learns(stage):
             parts["rate"] = self.control.loss(made.bits, quality)
             total = self.batches.steps * self.options.epochs[stage]
             done = (self.position.epoch * self.batches.steps + self.position.step) / total
@@ -250,7 +236,7 @@ class Training:
     def _parts(self, stage: int, made: Made, batch: Batch) -> dict[str, Tensor]:
         options = self.options
         distilled = answer_loss(made.answer, batch.answer, options.temperature)
-        if stage == 0:
+        if stage == FEATURES:
             parts = {"features": feature_loss(made.features, batch.features, self._scales)}
             if options.answer_weight:
                 parts["answer"] = options.answer_weight * distilled
@@ -272,12 +258,10 @@ class Training:
     # -- validation ----------------------------------------------------------------------------------------------------
 
     def _validate(self, stage: int, epoch: int) -> None:
-        with evaluating(self._judged) as judged:
-            scores = judge(self.teacher, judged, self.data.validation, self.control)
+        scores = judge(self.teacher, self._judged.folded(), self.data.validation, self.control)
         if self.student.prior is not None:
             # Of the student that the prices steer; the mean of its weights is some steps behind.
-            with evaluating(self.student) as student:
-                self.control.measured(coded_bytes(self.teacher, student, self.data.validation))
+            self.control.measured(coded_bytes(self.teacher, self.student.folded(), self.data.validation))
         for q, score in enumerate(scores):
             for name, value in asdict(score).items():
                 self.recorder.scalar(f"{STAGES[stage]}/val/{name}/q{q}", value, self.position.told)

@@ -61,10 +61,11 @@ class TrainOptions:
     activation: Activation = "auto"
     """Of the encoder: `gdn` is the paper's; `auto` takes it where ONNX Runtime runs it nearly as fast as a ReLU."""
 
-    epochs: tuple[int, int] = (10, 20)
-    """Of stage 1 (features) and stage 2 (fine-tuning)."""
+    epochs: tuple[int, ...] = (10, 20)
+    """Of stage 1 (features), stage 2 (fine-tuning) and, where there is a third number, a stage in which everything
+    learns at once, frozen encoders and inherited layers too."""
     batch: int = 128
-    rates: tuple[float, float] = (2e-3, 1e-3)
+    rates: tuple[float, ...] = (2e-3, 1e-3)
     """Largest learning rate of each stage; AdamW, one cycle with a cosine's fall."""
     kept_rate: float = 0.5
     """Of these, for what comes from the teacher: stem and tail."""
@@ -123,10 +124,17 @@ class TrainOptions:
             raise UsageError(f"{self.method} trains one rate; several need the method ladder")
         if self.method == "bottlefit" and self.target_bytes:
             raise UsageError("bottlefit has no rate term, so no target: say --levels and --channels instead")
+        self._check_stages()
+
+    def _check_stages(self) -> None:
         if self.views < 0:
             raise UsageError(f"views are 0 or more, not {self.views}")
         if min(self.epochs) < 0 or sum(self.epochs) < 1 or self.batch < 2 or min(self.rates) <= 0:
             raise UsageError("epochs are 0 or more with one in all, a batch has 2 or more, learning rates are above 0")
+        if len(self.epochs) not in (2, 3) or len(self.rates) != len(self.epochs):
+            raise UsageError(
+                f"two or three stages have as many epochs and learning rates, not {self.epochs} and {self.rates}"
+            )
 
     @property
     def qualities(self) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -53,6 +52,11 @@ def one_cycle(step: int, total: int) -> float:
     return _LAST_SHARE + (1 - _LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
+def computing(options: TrainOptions) -> torch.autocast:
+    """Let what is inside compute in the precision that was asked for."""
+    return torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=options.precision == "bfloat16")
+
+
 def optimiser_of(student: Student, options: TrainOptions) -> torch.optim.Optimizer:
     """AdamW, with a group for each kind of parameter: how much faster it learns, and whether it decays."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -66,15 +70,6 @@ def optimiser_of(student: Student, options: TrainOptions) -> torch.optim.Optimiz
         groups.setdefault((faster, options.weight_decay if decays else 0.0), []).append(parameter)
     made = [{"params": ps, "weight_decay": decay, "faster": faster} for (faster, decay), ps in groups.items()]
     return torch.optim.AdamW(made, lr=options.rates[0])
-
-
-@contextmanager
-def evaluating(student: Student) -> Iterator[Student]:
-    """Let a student be judged, and then go on learning where it did."""
-    learning = [m for m in student.modules() if m.training]
-    yield student.eval()
-    for module in learning:
-        module.training = True
 
 
 def mean_of(student: nn.Module) -> AveragedModel:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .design import Pair
+from .folding import folded
 from .halves import Halves, Tail
 from .inherit import Kept
 from .options import TrainOptions
@@ -62,8 +63,14 @@ class Student(nn.Module):
 
     @property
     def keeps(self) -> bool:
-        """Whether the encoder begins with layers that never change."""
-        return isinstance(self.encoder, nn.Sequential) and isinstance(self.encoder[0], Kept)
+        """Whether the encoder begins with layers that do not change."""
+        return self.kept_layers is not None and not self.kept_layers.learns
+
+    @property
+    def kept_layers(self) -> Kept | None:
+        """What the encoder begins with of the teacher's, where it inherits."""
+        first = self.encoder[0] if isinstance(self.encoder, nn.Sequential) else None
+        return first if isinstance(first, Kept) else None
 
     def before(self, pictures: Tensor) -> Tensor:
         """What the encoder's unchanging layers make of normalised pictures; the pictures where it has none."""
@@ -97,6 +104,12 @@ class Student(nn.Module):
         """The answer as it is deployed: normalised pictures `[B, 3, H, W]`, qualities `int64 [B]`."""
         answer: Tensor = self.tail(self.decoder(self.quantiser(self.encoder(pictures), quality)))
         return answer
+
+    def folded(self) -> Student:
+        """A copy that only answers (`folding.py`), to be judged while this one goes on learning."""
+        made = copy.deepcopy(self).requires_grad_(False).eval()
+        made.encoder, made.decoder, made.tail = folded(made.encoder), folded(made.decoder), made.tail.folded()
+        return made
 
     @torch.no_grad()
     def symbols(self, pictures: Tensor, quality: Tensor) -> Tensor:
