@@ -46,9 +46,9 @@ _FLOWERS = TrainOptions(
     taps=(),
     batch=32,
     temperature=2.0,
-    distil_weight=0.7,
-    augmentation=PHOTOGRAPHS,
-    views=6,
+    distil_weight=1.0,
+    augmentation=replace(PHOTOGRAPHS, mix=0.75),
+    views=9,
     precision="bfloat16",
 )
 _CIFAR = TrainOptions(

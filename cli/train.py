@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -63,6 +64,10 @@ def train(
     batch: Annotated[int, typer.Option(min=2)] = 128,
     rates: Annotated[str, typer.Option(help="Largest learning rate of each stage.")] = "2e-3,1e-3",
     augment: Annotated[str, typer.Option(help="none, characters, small-pictures or photographs.")] = "none",
+    mix: Annotated[float, typer.Option(help="Share of pictures into which another one is mixed.")] = 0.0,
+    distil_weight: Annotated[
+        float, typer.Option(help="Of the teacher's answers in stage 2; the labels have the rest.")
+    ] = 0.9,
     freeze_encoder: Annotated[
         bool | None, typer.Option("--freeze-encoder/--tune-encoder", help="In stage 2; the method says by default.")
     ] = None,
@@ -105,7 +110,8 @@ def train(
         epochs=tuple(int(n) for n in _numbers(epochs, "epochs")),
         batch=batch,
         rates=_numbers(rates, "rates"),
-        augmentation=AUGMENTATIONS[augment],
+        distil_weight=distil_weight,
+        augmentation=replace(AUGMENTATIONS[augment], mix=mix),
         freeze_encoder=freeze_encoder,
         exit=early_exit,
         patience=patience,

@@ -345,8 +345,19 @@ def test_augmented_pictures_are_pictures(flip: bool, shift: float, crop: float, 
     assert torch.equal(made, augment(colours(3, 12), how, np.random.default_rng(0)))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_so_many_pictures_are_mixed_and_none_is_less_than_half_itself(share: float) -> None:
+    flat = np.repeat((np.arange(200, dtype=np.uint8) % 2 * 200)[:, None, None, None], 3, axis=3)
+    made = augment(flat, Augmentation(mix=share), np.random.default_rng(0)).numpy()
+    away = np.abs(made.astype(int) - flat.astype(int)).max((1, 2, 3))
+    assert away.max() <= 100
+    # Every second picture is mixed with its like, which shows nothing.
+    assert abs(np.mean(away > 0) - share / 2) < 0.12
+
+
 def test_options_that_cannot_be_are_refused() -> None:
     for make in (
+        lambda: Augmentation(mix=1.5),
         lambda: Augmentation(crop=0),
         lambda: Augmentation(brightness=1),
         lambda: DataOptions(validation=0),

@@ -203,6 +203,7 @@ def test_the_surer_an_exit_the_more_often_it_is_right() -> None:
         ({"target_bytes": (80.0,)}, "no rate term"),
         ({"method": "entropic", "target_bytes": (40.0, 80.0)}, "need the method ladder"),
         ({"epochs": (0, 0)}, "epochs"),
+        ({"distil_weight": 1.5}, "share of the loss"),
         ({"epochs": (1, 1, 1)}, "as many epochs and learning rates"),
         ({"epochs": (1,), "rates": (1e-3,)}, "two or three stages"),
         ({"beta": (1e-4, 1e-3), "method": "ladder"}, "falls"),

@@ -39,12 +39,17 @@ class Augmentation:
     """Factor up to 1 ± this."""
     contrast: float = 0.0
     """Factor on the distance to the picture's mean, up to 1 ± this."""
+    mix: float = 0.0
+    """The share of pictures into which another one of the batch is mixed, with at most as much weight. Labels stay, and
+    are half of the truth then: a teacher's answer is all of it (function matching: Beyer et al., CVPR 2022)."""
 
     def __post_init__(self) -> None:
         if not (0 < self.crop <= 1 and 0 <= self.shift < 1 and 0 <= self.aspect <= 1):
             raise UsageError("augmentation: 0 < crop ≤ 1, 0 ≤ shift < 1, 0 ≤ aspect ≤ 1")
         if not (0 <= self.brightness < 1 and 0 <= self.contrast < 1):
             raise UsageError("augmentation: brightness and contrast are at least 0 and below 1")
+        if not 0 <= self.mix <= 1:
+            raise UsageError(f"augmentation: a share of pictures, 0 to 1, is mixed with others, not {self.mix}")
 
     @property
     def moves(self) -> bool:
@@ -84,7 +89,7 @@ def augment(pictures: NDArray[np.uint8], how: Augmentation, rng: np.random.Gener
         `uint8 [B, height, width, 3]`.
     """
     x = torch.from_numpy(np.ascontiguousarray(pictures))
-    if not (how.moves or how.recolours):
+    if not (how.moves or how.recolours or how.mix):
         return x
     x = x.permute(0, 3, 1, 2).float()
     if how.moves:
@@ -93,6 +98,12 @@ def augment(pictures: NDArray[np.uint8], how: Augmentation, rng: np.random.Gener
     if how.recolours:
         mean = x.mean((1, 2, 3), keepdim=True)
         x = ((x - mean) * _factors(len(x), how.contrast, rng) + mean) * _factors(len(x), how.brightness, rng)
+    if how.mix:
+        mixed = rng.random(len(x)) < how.mix
+        own = torch.from_numpy(np.where(mixed, rng.uniform(0.5, 1.0, len(x)), 1.0).astype(np.float32))[
+            :, None, None, None
+        ]
+        x = own * x + (1 - own) * x[torch.from_numpy(rng.permutation(len(x)))]
     return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

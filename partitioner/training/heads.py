@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -151,7 +151,10 @@ def train_task(
     """
     options, folder = trained.options, trained.folder
     module = task.module.to(options.device)
-    batches = Batches(task.train, options.batch, task.augmentation, options.seed, workers=1)
+    augmentation = task.augmentation
+    if task.teacher is None and task.target == "given":
+        augmentation = replace(augmentation, mix=0.0)  # nobody knows the target of two pictures
+    batches = Batches(task.train, options.batch, augmentation, options.seed, workers=1)
     optimiser, mean = _optimiser(module, options), mean_of(module)
     path = folder / f"task-{task.name}.pt"
     first = _restored(path, module, mean, optimiser)

@@ -124,6 +124,8 @@ class TrainOptions:
             raise UsageError(f"{self.method} trains one rate; several need the method ladder")
         if self.method == "bottlefit" and self.target_bytes:
             raise UsageError("bottlefit has no rate term, so no target: say --levels and --channels instead")
+        if not 0 <= self.distil_weight <= 1:
+            raise UsageError(f"distillation has a share of the loss, 0 to 1, not {self.distil_weight}")
         self._check_stages()
 
     def _check_stages(self) -> None:
