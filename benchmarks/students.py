@@ -35,7 +35,7 @@ class Recipe:
 
 _FLOWERS = TrainOptions(
     inherit=True,
-    channels=24,
+    channels=32,
     stride=16,
     decoder_width=64,
     decoder_blocks=1,
@@ -46,15 +46,15 @@ _FLOWERS = TrainOptions(
     taps=(),
     batch=32,
     temperature=2.0,
-    distil_weight=1.0,
-    augmentation=replace(PHOTOGRAPHS, mix=0.75),
+    distil_weight=0.7,
+    augmentation=replace(PHOTOGRAPHS, mix=0.5),
     views=9,
     precision="bfloat16",
 )
 _CIFAR = TrainOptions(
     inherit=True,
-    channels=32,
-    stride=4,
+    channels=96,
+    stride=8,
     levels=32,
     decoder_width=64,
     decoder_blocks=1,
@@ -72,10 +72,14 @@ _CIFAR = TrainOptions(
 )
 _RUNGS = (120, 240, 480)
 """Bytes of a flower, four times as many at the end as at the beginning."""
+
+
+def _entropic(target: int) -> TrainOptions:
+    return replace(_FLOWERS, method="entropic", levels=32, target_bytes=(target,), epochs=(4, 5))
+
+
 RECIPES = {
-    "flowers-bottlefit": Recipe(
-        "flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)
-    ),
+    "flowers-bottlefit": Recipe("flowers", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=8)),
     "flowers-ladder": Recipe(
         "flowers",
         "one model, every rate",
@@ -87,7 +91,7 @@ RECIPES = {
             "flowers",
             "Entropic Student",
             "features.10",
-            replace(_FLOWERS, method="entropic", levels=32, target_bytes=(target,), epochs=(4, 5)),
+            _entropic(target),
         )
         for target in _RUNGS
     },
@@ -97,11 +101,11 @@ RECIPES = {
         )
         for levels in (3, 5)
     },
-    "turned-bottlefit": Recipe("turned", "BottleFit", "features.10", replace(_FLOWERS, method="bottlefit", levels=10)),
+    "turned-entropic-480": Recipe("turned", "Entropic Student", "features.10", _entropic(480)),
     "cifar10-ladder": Recipe(
         "cifar10",
         "one model, every rate",
-        "layer3.1",
+        "layer3.0",
         replace(_CIFAR, method="ladder", target_bytes=(70, 140, 280)),
     ),
 }

@@ -2,10 +2,10 @@
 
     python benchmarks/two_tails.py [--seed 0] [--json]
 
-The encoder is that of the flowers' BottleFit (`students.py`). The second question, which way up a flower is, gets a
-tail of its own on that encoder; beside it stands a student with a teacher and an encoder for that question alone. All
-answers come from a real server, to a device that asks for both tails at once. Trains what is not in the cache: a
-quarter of an hour.
+The encoder is that of the flowers' Entropic Student (`students.py`), which learns features and is then frozen. The
+second question, which way up a flower is, gets a tail of its own on that encoder and a teacher to learn from; beside it
+stands a student with an encoder for that question alone. All answers come from a real server, to a device that asks for
+both tails at once. Trains what is not in the cache: a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import numpy as np
 from harness import report
 from narrows.device import Device
 from narrows.partitioner.training import Task, Trained
-from narrows.partitioner.training.batches import PHOTOGRAPHS
 from narrows.partitioner.training.data import Part
 from narrows.partitioner.training.heads import classifier
 from narrows.partitioner.training.recipe import run_recipe
@@ -32,7 +31,7 @@ from students import RECIPES, folder_of, student, subject
 from teachers import FLOWERS, cache_folder, pack, turned
 from torch.nn import functional
 
-FIRST, SECOND = "flowers-bottlefit", "turned-bottlefit"
+FIRST, SECOND = "flowers-entropic-480", "turned-entropic-480"
 BOTH = "flowers-two-tails"
 TAIL = "turned"
 
@@ -45,8 +44,9 @@ def turned_task(trained: Trained) -> Task:
         turned(pack(FLOWERS, "train").part, both=False),
         turned(pack(FLOWERS, "test").part, both=True),
         functional.cross_entropy,
-        augmentation=PHOTOGRAPHS,
+        augmentation=trained.options.augmentation,
         labels=("upright", "upside down"),
+        teacher=subject("turned")[0],
     )
 
 

@@ -19,7 +19,7 @@ from .folding import folded
 from .halves import Halves, between, nominal_stride, split_teacher, stem_at, stems
 from .layers import convolution
 from .options import TrainOptions
-from .teacher import Pixels, Teacher
+from .teacher import Pixels, Teacher, params_of
 
 Tensor = torch.Tensor
 
@@ -90,12 +90,14 @@ def inherited(
         side = options.stride // nominal_stride(stem.shape, image) if options.stride else 1
         if side < 1 or height % side or width % side or channels * side * side < options.channels:
             continue
-        inner = _inner(channels, options.channels, side, None if behind is not None else budget.params - stem.params)
-        if not inner or (behind is None and not budget.holds(stem.params, stem.macs)):
+        kept = Kept(stem.module)
+        params = params_of(kept)
+        inner = _inner(channels, options.channels, side, None if behind is not None else budget.params - params)
+        if not inner or (behind is None and not budget.holds(params, stem.macs)):
             continue
         parts = split_teacher(teacher, stem.name, (halves.at,))
         narrow, widen = _transform(teacher, parts, pictures, (channels, inner, options.channels, side))
-        encoder = nn.Sequential(Kept(parts.front), narrow).eval()
+        encoder = nn.Sequential(kept, narrow).eval()
         refine = [Refinement(channels, options.decoder_width or 2 * channels) for _ in range(options.decoder_blocks)]
         rest = between(parts, halves.at)
         return Pair(encoder, nn.Sequential(widen, *refine, rest), has_stem=True, even=True)
