@@ -155,6 +155,8 @@ def trained(report: TrainReport, *, as_json: bool) -> None:
         same = "" if quality.agreement is None else f"{quality.agreement:.2%}"
         table.add_row(str(i), f"{quality.payload_bytes:,.1f}", right, same)
     _out().print(table)
+    for name, held in report.tails.items():
+        _out().print(f"tail {name}: {held.measure} {', '.join(f'{value:.3g}' for value in held.values)}")
     _out().print(
         f"{report.differing} of {report.symbols:,} symbols differ between ONNX Runtime and torch, "
         f"after {report.seconds:,.0f} s."

@@ -55,7 +55,9 @@ def train(
     ] = None,
     tail: Annotated[
         list[str] | None,
-        typer.Option(help="A further tail: NAME=reconstruct, NAME=classify:DATA or NAME=package.module:callable."),
+        typer.Option(
+            help="A further tail: NAME=reconstruct, classify:DATA, segment:FILE.npz or package.module:callable."
+        ),
     ] = None,
     early_exit: Annotated[bool, typer.Option("--exit", help="Train an early exit for the device.")] = False,
     epochs: Annotated[

@@ -166,7 +166,7 @@ class FurtherTail:
     golden: str
     """File of its answers to the symbols in the cut's `golden_tail`: `output/<quality>/<i>`, `i` counting `outputs`."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, where it is a classifier."""
+    """Names of the classes, where it answers with classes: of a frame (logits), or of its pixels (a tensor)."""
 
 
 @dataclass(frozen=True, slots=True)

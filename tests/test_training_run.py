@@ -42,7 +42,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Report, Pat
     """A ladder with two further tails and an exit."""
     sys.path.append(str(HERE))
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    tails = ("parity=test_training_run:parity", "picture=reconstruct")
+    ink = folder.parent / "ink.npz"
+    parts = {"": DATA.train, "_val": DATA.validation}
+    masks = {f"y{which}": (part.pictures[..., 0] > 100).astype(np.uint8) for which, part in parts.items()}
+    np.savez(ink, classes=["paper", "ink"], **{f"x{which}": part.pictures for which, part in parts.items()}, **masks)
+    tails = ("parity=test_training_run:parity", "picture=reconstruct", f"where=segment:{ink}")
     threads = torch.get_num_threads()
     report = run_recipe(
         students.teacher(),
@@ -85,16 +89,22 @@ def test_the_run_leaves_numbers_curves_and_a_plot(made: tuple[Report, Path]) -> 
         q.accuracy for q in report.bundle.manifest.cuts[0].qualities
     ]
     assert metrics["cut"] == "middle"
+    assert {name: tail["measure"] for name, tail in metrics["tails"].items()} == {
+        "parity": "right",
+        "picture": "PSNR, dB",
+        "where": "mean IoU",
+    }
+    assert all(len(tail["values"]) == 2 for tail in metrics["tails"].values())
     assert metrics["symbols"] == {"compared": report.symbols, "differing": report.differing}
     assert {price["part"] for price in metrics["prices"]} >= {"encoder", "teacher's head"}
     assert (folder / "rate-accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert list((folder / "curves").glob("events.*"))
 
 
-def test_one_payload_has_three_answers_through_a_real_server(made: tuple[Report, Path]) -> None:
+def test_one_payload_has_four_answers_through_a_real_server(made: tuple[Report, Path]) -> None:
     report, folder = made
     part = DATA.validation
-    tails = ("main", "parity", "picture")
+    tails = ("main", "parity", "picture", "where")
     with server_process(folder / "bundles") as (_, address), Device(report.bundle.root, address, tails=tails) as device:
         outcomes = [device.infer(picture) for picture in part.pictures[:60]]
     assert all(outcome.error is None for outcome in outcomes)
@@ -106,6 +116,11 @@ def test_one_payload_has_three_answers_through_a_real_server(made: tuple[Report,
     restored = np.stack([o.answers["picture"].outputs["picture.output"] for o in outcomes])
     wanted = part.pictures[:60].transpose(0, 3, 1, 2) / 255
     assert np.mean((restored - wanted) ** 2) < 0.5 * wanted.var()
+    ink = np.stack([o.answers["where"].outputs["where.output"] for o in outcomes])
+    truth = part.pictures[:60, ..., 0] > 100
+    assert ink.dtype == np.uint8
+    assert (ink & truth).sum() > 0.6 * (ink | truth).sum()
+    assert report.tails["where"].values[1] > 0.7
 
 
 def test_the_exit_is_small_sure_of_what_it_knows_and_takes_the_heads_symbols(made: tuple[Report, Path]) -> None:

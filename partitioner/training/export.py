@@ -25,6 +25,7 @@ from .further import FurtherGraphs
 from .graphs import BOTTLENECK, student_model
 from .heads import Task
 from .loop import Progress
+from .measures import HeldOut
 from .run import Trained
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class Exported:
     differing: int
     """Of these: rounding at a step's edge, where two libraries sum in another order. The frame's checksum covers the
     symbols that the head made, so a difference here can desynchronise nothing."""
+    tails: Mapping[str, HeldOut]
+    """How good each further tail's graph is."""
 
 
 def export(
@@ -91,10 +94,11 @@ def export(
         judge = _Judge(plan, cut, outputs, writer, trained)
         judged = judge.judge(data.validation, tell)
         further = FurtherGraphs(trained, cut, writer, data.validation)
+        tails = {task.name: further.tail(task) for task in (tasks or {}).values()}
         cut = replace(
             cut,
             qualities=judged.qualities,
-            further_tails={task.name: further.tail(task) for task in (tasks or {}).values()},
+            further_tails={name: tail for name, (tail, _) in tails.items()},
             exit=further.exit(early, cut.tail_outputs[0]) if early is not None else None,
         )
         manifest = manifest_of(
@@ -106,7 +110,8 @@ def export(
             labels=data.classes if judge.classifier else (),
             accuracy=judged.teacher if judge.classifier else None,
         )
-        return Exported(writer.finish(manifest), judged.symbols, judged.differing)
+        held_out = {name: held for name, (_, held) in tails.items()}
+        return Exported(writer.finish(manifest), judged.symbols, judged.differing, held_out)
 
 
 @dataclass(frozen=True)

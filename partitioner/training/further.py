@@ -17,6 +17,7 @@ from .data import Part
 from .exits import calibrated
 from .graphs import graph_from_symbols
 from .heads import Task, restored_symbols
+from .measures import HeldOut
 from .run import Trained
 
 Array = NDArray[Any]
@@ -32,10 +33,10 @@ class FurtherGraphs:
         with np.load(writer.root / cut.golden_tail) as golden:
             self.golden = {key: golden[key] for key in golden.files if key.startswith("symbols/")}
 
-    def tail(self, task: Task) -> FurtherTail:
-        """A further tail's graph and its golden answers; `task.module` is trained."""
+    def tail(self, task: Task) -> tuple[FurtherTail, HeldOut]:
+        """A further tail's graph and its golden answers, and how good it is; `task.module` is trained."""
         output = f"{task.name}.output"
-        proto = self._graph(task.module, output)
+        proto = self._graph(task.deployed, output)
         file, golden = f"tails/{task.name}.onnx", f"golden/tail-{task.name}.npz"
         self.writer.add(file, Half.SERVER).write_bytes(proto.SerializeToString())
         answers = self._answers(proto, output)
@@ -45,7 +46,8 @@ class FurtherGraphs:
             **{f"output/{q}/0": answer for q, answer in enumerate(answers)},
         )
         spec = TensorSpec(output, str(answers[0].dtype), answers[0].shape)
-        return FurtherTail(file, (OutputSpec(spec, "logits" if task.labels else "tensor"),), golden, task.labels)
+        outputs = (OutputSpec(spec, "logits" if task.classifies else "tensor"),)
+        return FurtherTail(file, outputs, golden, task.labels), self._held_out(task, proto, output)
 
     def exit(self, module: nn.Module, output: str) -> Exit:
         """The exit's graph, its golden answers, and how sure of itself it may be at every quality."""
@@ -61,6 +63,23 @@ class FurtherGraphs:
             calibrated(self._logits(module, q), teacher, self.validation.labels) for q in range(len(self.cut.qualities))
         )
         return Exit("exit.onnx", (output,), golden, qualities)
+
+    def _held_out(self, task: Task, proto: onnx.ModelProto, output: str) -> HeldOut:
+        """The deployed graph's answers to held-out pictures, measured at every quality."""
+        runner, part = Runner(proto), task.validation
+        measures = [task.measured() for _ in self.cut.qualities]
+        for start in range(0, len(part), _BATCH):
+            pictures = torch.from_numpy(np.ascontiguousarray(part.pictures[start : start + _BATCH]))
+            wanted = task.wanted(pictures, torch.from_numpy(np.ascontiguousarray(part.labels[start : start + _BATCH])))
+            for q, measure in enumerate(measures):
+                quality = torch.full((len(pictures),), q)
+                symbols = self.trained.student.symbols(self.trained.teacher.normalised(pictures), quality)
+                feed = {
+                    self.cut.crossing[0].symbols.name: symbols.numpy(),
+                    self.cut.quality_input or "quality": quality.numpy().astype(np.int32),
+                }
+                measure.add(runner(feed)[output], wanted.numpy())
+        return HeldOut(measures[0].name, tuple(measure.value for measure in measures))
 
     def _graph(self, module: nn.Module, output: str) -> onnx.ModelProto:
         shape = [dim or 1 for dim in self.cut.crossing[0].symbols.shape]

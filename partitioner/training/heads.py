@@ -25,6 +25,7 @@ from .halves import Tail
 from .layers import Residual, convolution
 from .loop import Progress
 from .losses import answer_loss
+from .measures import IGNORED, Accuracy, MeanLoss, Measure, Psnr
 from .options import TrainOptions
 from .record import Recorder
 from .run import Trained
@@ -61,11 +62,46 @@ class Task:
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 - frozen
     """For targets that stay true of a picture that was moved: classes, and pictures themselves."""
     labels: tuple[str, ...] = ()
-    """Of the classes, where the answer is a classifier's logits."""
+    """Of the classes, where the answer is a classifier's logits or, with `finish`, something else about classes."""
+    finish: nn.Module | None = None
+    """Follows the network where it is deployed, and not while it learns."""
+    measure: Callable[[], Measure] | None = None
+    """What held-out answers are measured by; None: how many are right where there are labels, the noise of pictures,
+    and else the loss."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise UsageError(f"a tail's name is a word without slashes, not {self.name!r}")
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The network as the server runs it."""
+        return self.module if self.finish is None else nn.Sequential(self.module, self.finish)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the answer is a class for the whole picture."""
+        return bool(self.labels) and self.finish is None
+
+    def measured(self) -> Measure:
+        """A new measure of held-out answers."""
+        if self.measure is not None:
+            return self.measure()
+        if self.target == "pictures":
+            return Psnr()
+        return Accuracy() if self.classifies else MeanLoss(self.loss)
+
+    def wanted(self, pictures: Tensor, targets: Tensor) -> Tensor:
+        """The targets of a batch of pictures `uint8 [B, H, W, 3]`."""
+        return pictures.permute(0, 3, 1, 2).float() / 255 if self.target == "pictures" else targets
+
+
+class BestClass(nn.Module):
+    """Logits `[B, classes, H, W]` to the best class of each pixel, `uint8 [B, H, W]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give 255 classes at most."""
+        return x.argmax(1).to(torch.uint8)
 
 
 class Transferred(nn.Module):
@@ -121,6 +157,22 @@ def painter(trained: Trained, width: int = _TAIL_WIDTH) -> nn.Module:
     up = [nn.Upsample(size=(p.height // 2, p.width // 2), mode="nearest"), convolution(width, width // 2, 3)]
     last = [nn.Upsample(size=(p.height, p.width), mode="nearest"), convolution(width // 2, width // 4, 3)]
     return nn.Sequential(*blocks, *up, *last, nn.Conv2d(width // 4, 3, 3, padding=1), nn.Sigmoid())
+
+
+def segmenter(trained: Trained, classes: int, width: int = _TAIL_WIDTH) -> nn.Module:
+    """A network that tells the class of every pixel: logits `[B, classes, H, W]`, from a quarter of the sides up."""
+    p = trained.teacher.preprocess
+    blocks = [convolution(trained.options.channels, width, 3), Residual(width), Residual(width)]
+    up = [nn.Upsample(size=(-(-p.height // 4), -(-p.width // 4)), mode="nearest"), convolution(width, width // 2, 3)]
+    last = [nn.Conv2d(width // 2, classes, 3, padding=1)]
+    return nn.Sequential(*blocks, *up, *last, nn.Upsample(size=(p.height, p.width), mode="bilinear"))
+
+
+def segmentation_loss(answer: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy of logits `[B, classes, H, W]` with masks `int64 [B, H, W]`, but for what is in no class."""
+    if bool((masks == IGNORED).all()):
+        return answer.sum() * 0.0
+    return nn.functional.cross_entropy(answer, masks, ignore_index=IGNORED)
 
 
 def exit_network(trained: Trained, classes: int) -> nn.Module:
@@ -226,7 +278,7 @@ def _batch(trained: Trained, task: Task, pictures: Tensor, targets: Tensor) -> _
     if task.teacher is not None:
         with computing(trained.options):
             answer = task.teacher.module.to(features.device)(task.teacher.normalised(pictures).to(features.device))
-    return _Batch(features, _target(task, pictures, targets).to(features.device), answer)
+    return _Batch(features, task.wanted(pictures, targets).to(features.device), answer)
 
 
 def _loss(task: Task, options: TrainOptions, made: Tensor, batch: _Batch) -> Tensor:
@@ -262,10 +314,6 @@ def _restored(path: Path, module: nn.Module, mean: AveragedModel, optimiser: tor
     except (RuntimeError, KeyError, ValueError):
         raise TrainingError(f"{path} holds another network; remove it to begin this tail again") from None
     return int(state["epoch"])
-
-
-def _target(task: Task, pictures: Tensor, targets: Tensor) -> Tensor:
-    return pictures.permute(0, 3, 1, 2).float() / 255 if task.target == "pictures" else targets
 
 
 def _try(trained: Trained, task: Task, module: nn.Module) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch import nn
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import MissingDependencyError, ModelError, UsageError
+from .batches import Augmentation
 from .curves import Curves, RateCurve, RatePoint, plot_rate_accuracy, write_metrics
 from .data import DataOptions, ImageData, read_data
 from .design import Pair, Price
 from .export import Exported, export
-from .heads import Task, classifier, exit_network, painter, train_task
+from .heads import BestClass, Task, classifier, exit_network, painter, segmentation_loss, segmenter, train_task
 from .judge import prior_bytes
 from .loop import Progress
+from .masks import read_masks
+from .measures import HeldOut, MeanIoU
 from .options import TrainOptions
 from .own import own_callable
 from .race import race_heads
@@ -31,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 BUNDLES = "bundles"
 PLOT = "rate-accuracy.png"
-_RECONSTRUCT, _CLASSIFY = "reconstruct", "classify:"
+_RECONSTRUCT, _CLASSIFY, _SEGMENT = "reconstruct", "classify:", "segment:"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Report:
     bundle: Bundle
     teacher_accuracy: float | None
     prices: tuple[Price, ...]
+    tails: Mapping[str, HeldOut]
+    """How good the further tails are."""
     symbols: int
     differing: int
     """Of the symbols, between ONNX Runtime and torch."""
@@ -73,8 +79,8 @@ def run_recipe(
         output: the run's folder: `checkpoint.pt`, `curves/`, `bundles/NAME`, `metrics.json`, `rate-accuracy.png`.
         at: the module whose output the decoder restores; proposed where None.
         pair: `package.module:callable` that returns an encoder and a decoder, or both; designed where None.
-        tails: `NAME=reconstruct`, `NAME=classify:DATA`, or `NAME=package.module:callable`, which is called with the
-            student (`Trained`) and returns a `Task`.
+        tails: `NAME=reconstruct`, `NAME=classify:DATA`, `NAME=segment:FILE.npz` (`masks.py`), or
+            `NAME=package.module:callable`, which is called with the student (`Trained`) and returns a `Task`.
         name: the bundle's; the folder's where None.
         data_options: how data are read.
         progress: told of every step.
@@ -116,7 +122,8 @@ def _parsed(tail: str) -> tuple[str, str]:
     name, equals, what = tail.partition("=")
     if not equals or not name or not what:
         raise UsageError(
-            f"--tail is NAME=reconstruct, NAME=classify:DATA or NAME=package.module:callable, not {tail!r}"
+            "--tail is NAME=reconstruct, NAME=classify:DATA, NAME=segment:FILE.npz or NAME=package.module:callable, "
+            f"not {tail!r}"
         )
     return name, what
 
@@ -147,10 +154,29 @@ def _task(
             augmentation=trained.options.augmentation,
             labels=other.classes,
         )
+    if what.startswith(_SEGMENT):
+        return _segmentation(name, what.removeprefix(_SEGMENT), trained, options)
     made = own_callable(what)(trained)
     if not isinstance(made, Task):
         raise UsageError(f"{what} is to return a Task, and returned {type(made).__name__}")
     return made
+
+
+def _segmentation(name: str, file: str, trained: Trained, options: DataOptions | None) -> Task:
+    masks = read_masks(file, trained.teacher.preprocess, options)
+    colours = trained.options.augmentation
+    return Task(
+        name,
+        segmenter(trained, len(masks.classes)),
+        masks.train,
+        masks.validation,
+        segmentation_loss,
+        # A mask would have to move with its picture.
+        augmentation=Augmentation(brightness=colours.brightness, contrast=colours.contrast),
+        labels=masks.classes,
+        finish=BestClass(),
+        measure=partial(MeanIoU, len(masks.classes)),
+    )
 
 
 def _own_pair(spec: str) -> Pair:
@@ -176,6 +202,7 @@ def _report(trained: Trained, data: ImageData, exported: Exported, output: Path,
         "prices": [asdict(price) for price in trained.prices],
         "qualities": [asdict(quality) for quality in qualities],
         "prior_bytes": prior_bytes(trained.teacher, trained.student, data.validation),
+        "tails": {tail: asdict(held) for tail, held in exported.tails.items()},
         "symbols": {"compared": exported.symbols, "differing": exported.differing},
         "ms": {"head": head_ms, "teacher's head": front_ms},
         "options": asdict(trained.options),
@@ -190,6 +217,7 @@ def _report(trained: Trained, data: ImageData, exported: Exported, output: Path,
         bundle=exported.bundle,
         teacher_accuracy=manifest.accuracy,
         prices=trained.prices,
+        tails=exported.tails,
         symbols=exported.symbols,
         differing=exported.differing,
         head_ms=head_ms,

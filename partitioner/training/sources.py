@@ -160,7 +160,7 @@ class Arrays:
 
     def __init__(self, x: Any, y: Any, name: str = "the data") -> None:
         pictures, labels = np.asarray(x), np.asarray(y)
-        _check_pictures(name, pictures.dtype, pictures.shape)
+        check_pictures(name, pictures.dtype, pictures.shape)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(pictures):
             raise UsageError(
                 f"{name}: y is an integer class for each of the {len(pictures)} pictures; "
@@ -174,10 +174,15 @@ class Arrays:
 
     def picture(self, i: int) -> NDArray[np.uint8]:
         """Picture `i`, `uint8 [height, width, 3]`."""
-        return _rgb(self._pictures[i])
+        return rgb(self._pictures[i])
 
 
-def _check_pictures(name: str, dtype: Any, shape: Sequence[int]) -> None:
+def check_pictures(name: str, dtype: Any, shape: Sequence[int]) -> None:
+    """Refuse what is no array of pictures.
+
+    Raises:
+        UsageError: it is none.
+    """
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
     if dtype != np.uint8 or not fits or 0 in shape:
         raise UsageError(
@@ -186,24 +191,36 @@ def _check_pictures(name: str, dtype: Any, shape: Sequence[int]) -> None:
         )
 
 
-def _rgb(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def rgb(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A grey picture three times over; others as they are."""
     if picture.ndim == 2:
         picture = picture[..., None]
     return np.broadcast_to(picture, (*picture.shape[:2], 3)) if picture.shape[2] == 1 else picture
 
 
 def _npz(path: Path) -> Source:
+    names, pairs = read_npz(path)
+    parts = [Arrays(x, y, where) for where, x, y in pairs]
+    return Source(str(path), _classes(names, parts), tuple(parts))
+
+
+def read_npz(path: Path) -> tuple[tuple[str, ...] | None, list[tuple[str, NDArray[Any], NDArray[Any]]]]:
+    """The classes' names, where it has some, and for each part its name for messages, pictures and targets, unchecked.
+
+    Raises:
+        SourceError: no readable file of arrays.
+        UsageError: arrays are missing, or too large.
+    """
     arrays = _load(path)
     if missing := [key for key in ("x", "y") if key not in arrays]:
         raise UsageError(f"{path}: no array {' and no '.join(missing)} in it; it has {', '.join(sorted(arrays))}")
-    parts = [Arrays(arrays["x"], arrays["y"], str(path))]
+    pairs = [(str(path), arrays["x"], arrays["y"])]
     held = next((name for name in _VALIDATION if f"x_{name}" in arrays), None)
     if held is not None:
         if f"y_{held}" not in arrays:
             raise UsageError(f"{path}: x_{held} without y_{held}")
-        parts.append(Arrays(arrays[f"x_{held}"], arrays[f"y_{held}"], f"{path}: {held}"))
-    names = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-    return Source(str(path), _classes(names, parts), tuple(parts))
+        pairs.append((f"{path}: {held}", arrays[f"x_{held}"], arrays[f"y_{held}"]))
+    return tuple(str(name) for name in arrays["classes"]) if "classes" in arrays else None, pairs
 
 
 def _load(path: Path) -> Mapping[str, NDArray[Any]]:
@@ -270,8 +287,8 @@ class _Items:
             raise SourceError(f"{self._name}: item {i}: {_said(error)}") from error
         if type(item).__module__.partition(".")[0] == "torch" and array.ndim == 3:
             array = array.transpose(1, 2, 0)
-        _check_pictures(f"{self._name}: item {i}", array.dtype, (1, *array.shape))
-        return _rgb(np.ascontiguousarray(array))
+        check_pictures(f"{self._name}: item {i}", array.dtype, (1, *array.shape))
+        return rgb(np.ascontiguousarray(array))
 
 
 def _own(module: str, attribute: str) -> Source:
