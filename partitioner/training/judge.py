@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from .data import Part
 from .losses import RateControl
 from .student import Student
 from .teacher import Teacher
+
+Tensor = torch.Tensor
 
 _FRAMES = 2_000
 _BATCH = 250
@@ -44,16 +47,14 @@ def judge(teacher: Teacher, student: Student, part: Part, control: RateControl, 
         control: prices of a byte.
         frames: at most so many pictures, evenly spread.
     """
-    rows = np.unique(np.linspace(0, len(part) - 1, min(frames, len(part))).round().astype(np.int64))
-    device = next(student.parameters()).device
     count = student.quantiser.qualities
-    right, loss = np.zeros(count), np.zeros(count)
+    right, loss, total = np.zeros(count), np.zeros(count), 0
     seen: list[list[NDArray[np.uint8]]] = [[] for _ in range(count)]
-    for chunk in np.array_split(rows, max(1, -(-len(rows) // _BATCH))):
-        labels = torch.from_numpy(part.labels[chunk]).to(device)
-        features = student.encoder(teacher.normalised(part.pictures[chunk]).to(device))
+    for rows, features in _encoded(teacher, student, part, frames):
+        labels = torch.from_numpy(part.labels[rows]).to(features.device)
+        total += len(rows)
         for q in range(count):
-            quality = torch.full((len(chunk),), q, device=device)
+            quality = torch.full((len(rows),), q, device=features.device)
             answer = student.tail(student.decoder(student.quantiser(features, quality)))
             if answer.ndim == 2:
                 right[q] += int((answer.argmax(1) == labels).sum())
@@ -62,21 +63,24 @@ def judge(teacher: Teacher, student: Student, part: Part, control: RateControl, 
     sizes = [payload_bytes(np.concatenate(symbols), student.quantiser.levels) for symbols in seen]
     cost = [control.beta[q] * sizes[q] if student.prior is not None else 0.0 for q in range(count)]
     # Plain numbers: a checkpoint holds nothing else.
-    return [Score(float(right[q] / len(rows)), float(loss[q] / len(rows) + cost[q]), sizes[q]) for q in range(count)]
+    return [Score(float(right[q] / total), float(loss[q] / total + cost[q]), sizes[q]) for q in range(count)]
 
 
 @torch.no_grad()
 def coded_bytes(teacher: Teacher, student: Student, part: Part) -> list[float]:
     """Mean payload of a frame at every quality, as `judge` measures it but without the answers."""
-    rows = np.unique(np.linspace(0, len(part) - 1, min(2 * _CODED, len(part))).round().astype(np.int64))
+    features = torch.cat([some for _, some in _encoded(teacher, student, part, 2 * _CODED)])
+    quality = torch.zeros(len(features), dtype=torch.int64, device=features.device)
+    symbols = [student.quantiser.symbols(features, quality + q) for q in range(student.quantiser.qualities)]
+    return [payload_bytes(one.cpu().numpy(), student.quantiser.levels) for one in symbols]
+
+
+def _encoded(teacher: Teacher, student: Student, part: Part, frames: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Rows of so many pictures at most, evenly spread, and what the encoder makes of them, batch by batch."""
+    rows = np.unique(np.linspace(0, len(part) - 1, min(frames, len(part))).round().astype(np.int64))
     device = next(student.parameters()).device
-    chunks = np.array_split(rows, max(1, -(-len(rows) // _BATCH)))
-    features = torch.cat([student.encoder(teacher.normalised(part.pictures[chunk]).to(device)) for chunk in chunks])
-    symbols = [
-        student.quantiser.symbols(features, torch.full((len(features),), q, device=device)).cpu().numpy()
-        for q in range(student.quantiser.qualities)
-    ]
-    return [payload_bytes(one, student.quantiser.levels) for one in symbols]
+    for chunk in np.array_split(rows, max(1, -(-len(rows) // _BATCH))):
+        yield chunk, student.encoder(teacher.normalised(part.pictures[chunk]).to(device))
 
 
 @torch.no_grad()
@@ -84,16 +88,14 @@ def prior_bytes(teacher: Teacher, student: Student, part: Part, frames: int = _F
     """Mean bytes of a frame at every quality if the prior itself coded the symbols; empty where there is none."""
     if student.prior is None:
         return []
-    step = max(1, len(part) // frames)
-    total = np.zeros(student.quantiser.qualities)
-    chunks = [part.pictures[i : i + _BATCH * step : step] for i in range(0, len(part), _BATCH * step)]
-    for pictures in chunks:
-        features = student.encoder(teacher.normalised(pictures))
+    total, seen = np.zeros(student.quantiser.qualities), 0
+    for rows, features in _encoded(teacher, student, part, frames):
+        seen += len(rows)
         for q in range(len(total)):
-            quality = torch.full((len(features),), q)
-            seen, steps = student.quantiser(features, quality), student.quantiser.steps(quality)
-            total[q] += float(student.prior.bits(seen, steps).sum()) / 8
-    return [float(t / sum(map(len, chunks))) for t in total]
+            quality = torch.full((len(rows),), q, device=features.device)
+            restored, steps = student.quantiser(features, quality), student.quantiser.steps(quality)
+            total[q] += float(student.prior.bits(restored, steps).sum()) / 8
+    return [float(t / seen) for t in total]
 
 
 @torch.no_grad()
