@@ -58,13 +58,15 @@ def profile_model(
     Raises:
         ModelError: it cannot be read, run or cut.
         SourceError: no readable pictures.
-        UsageError: options that contradict each other or the model.
+        UsageError: options that contradict each other or the model, or no pictures for a model of floats.
     """
     options, cutting = options or ProfileOptions(), cutting or CuttingOptions()
     if options.on_device or options.server is not None:
         raise UsageError("--on-device and --server are for a bundle; keep one with --bundle, and profile that")
     progress("timing every node", 0, 1)
     loaded = load(model, cutting.weights)
+    if options.images is None and not any(node.op_type == "QuantizeLinear" for node in loaded.proto.graph.node):
+        raise UsageError("cuts are calibrated and measured on what the model usually sees: give --images")
     preprocess = parse_preprocess(cutting.preprocess, loaded)
     found = survey(loaded, calibrate=options.images, preprocess=preprocess, options=options.session)
     progress("timing every node", 1, 1)

@@ -170,6 +170,10 @@ def test_what_cannot_be_profiled(saved: Path, tmp_path: Path) -> None:
         profile_model(str(tmp_path / "none.onnx"), QUICK)
     with pytest.raises(UsageError, match="for a bundle"):
         profile_model(str(saved), ProfileOptions(on_device=True))
+    said: list[str] = []
+    with pytest.raises(UsageError, match="give --images"):  # before anything is timed
+        profile_model(str(saved), replace(QUICK, images=None), progress=lambda *told: said.append(str(told)))
+    assert len(said) == 1
     with pytest.raises(UsageError):
         CuttingOptions(cuts=0)
 

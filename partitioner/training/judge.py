@@ -98,17 +98,6 @@ def prior_bytes(teacher: Teacher, student: Student, part: Part, frames: int = _F
     return [float(t / seen) for t in total]
 
 
-@torch.no_grad()
-def teacher_accuracy(teacher: Teacher, part: Part, device: str = "cpu") -> float:
-    """Share of right answers of the teacher itself."""
-    right = 0
-    for start in range(0, len(part), _BATCH):
-        rows = slice(start, start + _BATCH)
-        answer = teacher.module(teacher.normalised(part.pictures[rows]).to(device))
-        right += int((answer.argmax(1).cpu() == torch.from_numpy(part.labels[rows])).sum())
-    return right / len(part)
-
-
 def payload_bytes(symbols: NDArray[np.uint8], levels: int) -> float:
     """Mean payload of frames `uint8 [N, C, h, w]` through the context coder.
 
