@@ -81,6 +81,7 @@ def train(
     validation: Annotated[float, typer.Option(help="Share that is held out where the data say nothing.")] = 0.15,
     seed: Annotated[int, typer.Option()] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0 for one a core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that prepare batches; 0 for half of the cores.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps …")] = "cpu",
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 where the processor has it.")] = "float32",
     name: Annotated[str | None, typer.Option(help="What devices ask for; the run's name by default.")] = None,
@@ -120,6 +121,7 @@ def train(
         views=views,
         seed=seed,
         threads=threads,
+        workers=workers,
         device=device,
         precision=cast(Any, precision),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from narrows.partitioner.training.batches import CHARACTERS, PHOTOGRAPHS, SMALL_PICTURES, Augmentation, Batches, augment
+from narrows.partitioner.training.batches import (
+    CHARACTERS,
+    PHOTOGRAPHS,
+    SMALL_PICTURES,
+    Augmentation,
+    Batches,
+    Views,
+    augment,
+)
 from narrows.partitioner.training.data import DataOptions, Part, read_data
 from narrows.runtime.errors import SourceError, UsageError
 from narrows.runtime.manifest import Preprocess
@@ -343,6 +352,34 @@ def test_augmented_pictures_are_pictures(flip: bool, shift: float, crop: float, 
     made = augment(colours(3, 12), how, np.random.default_rng(0))
     assert (made.dtype, tuple(made.shape)) == (torch.uint8, (3, 12, 12, 3))
     assert torch.equal(made, augment(colours(3, 12), how, np.random.default_rng(0)))
+
+
+@dataclass(frozen=True)
+class Kept:
+    pictures: torch.Tensor
+
+    @property
+    def size_bytes(self) -> int:
+        return self.pictures.numel()
+
+
+def test_views_come_round_again_from_memory_until_they_are_forgotten() -> None:
+    asked = []
+
+    def make(pictures: torch.Tensor, _labels: torch.Tensor) -> Kept:
+        asked.append(1)
+        return Kept(pictures)
+
+    views = Views(Batches(part(), 8, Augmentation(flip=True)), 2, make)
+    steps = views.batches.steps
+    first, second, again, late = (list(views.epoch(*place)) for place in ((0,), (1,), (2,), (3, 1)))
+    assert len(asked) == 2 * steps
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    assert all(a is b for a, b in zip(second[1:], late, strict=True))
+    views.forget()
+    made = list(views.epoch(4))
+    assert len(asked) == 3 * steps
+    assert all(torch.equal(a.pictures, b.pictures) for a, b in zip(first, made, strict=True))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from ...runtime.errors import TrainingError, UsageError
 from . import checkpoint
 from .batches import Augmentation, Batches, Views
 from .data import Part
+from .folding import folded
 from .halves import Tail
 from .layers import Residual, convolution
 from .loop import Progress
@@ -206,12 +206,12 @@ def train_task(
     augmentation = task.augmentation
     if task.teacher is None and task.target == "given":
         augmentation = replace(augmentation, mix=0.0)  # nobody knows the target of two pictures
-    batches = Batches(task.train, options.batch, augmentation, options.seed, workers=1)
+    batches = Batches(task.train, options.batch, augmentation, options.seed, options.preparing)
     optimiser, mean = _optimiser(module, options), mean_of(module)
     path = folder / f"task-{task.name}.pt"
     first = _restored(path, module, mean, optimiser)
     _try(trained, task, module)
-    views = Views(batches, options.views, partial(_batch, trained, task))
+    views = Views(batches, options.views, _Teaching(trained, task))
     total = batches.steps * epochs
     for epoch in range(first, epochs):
         module.train()
@@ -271,14 +271,22 @@ class _Batch:
         return sum(one.numel() * one.element_size() for one in own)
 
 
-@torch.no_grad()
-def _batch(trained: Trained, task: Task, pictures: Tensor, targets: Tensor) -> _Batch:
-    features = trained.student.encoder(_normalised(trained, pictures))
-    answer = None
-    if task.teacher is not None:
-        with computing(trained.options):
-            answer = task.teacher.module.to(features.device)(task.teacher.normalised(pictures).to(features.device))
-    return _Batch(features, task.wanted(pictures, targets).to(features.device), answer)
+class _Teaching:
+    """What does not learn while a tail does: the encoder, and the task's teacher."""
+
+    def __init__(self, trained: Trained, task: Task) -> None:
+        self.trained, self.task = trained, task
+        self.encoder = folded(trained.student.encoder)
+        self.teacher = None if task.teacher is None else folded(task.teacher.module).to(trained.options.device)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor, targets: Tensor) -> _Batch:
+        features = self.encoder(_normalised(self.trained, pictures))
+        wanted, answer = self.task.wanted(pictures, targets).to(features.device), None
+        if self.teacher is not None and self.task.teacher is not None:
+            with computing(self.trained.options):
+                answer = self.teacher(self.task.teacher.normalised(pictures).to(features.device))
+        return _Batch(features, wanted, answer)
 
 
 def _loss(task: Task, options: TrainOptions, made: Tensor, batch: _Batch) -> Tensor:

@@ -98,7 +98,7 @@ class Training:
         self.control = RateControl(self.options.beta, self.options.target_bytes)
         self.position = Position()
         self.batches = Batches(
-            self.data.train, self.options.batch, self.options.augmentation, self.options.seed, workers=1
+            self.data.train, self.options.batch, self.options.augmentation, self.options.seed, self.options.preparing
         )
         self._views = Views(self.batches, self.options.views, self._batch)
         self._teaching = folded(self.halves.front), self.halves.tail.folded()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ...runtime.cores import available_cores
 from ...runtime.errors import UsageError
 from .batches import Augmentation
 
@@ -17,6 +18,7 @@ AUTO = "auto"
 NO_STEM = "none"
 
 DEFAULT_BETA = (1e-3,)
+_MOST_WORKERS = 4
 MAX_LEVELS = 256
 """A trained bottleneck's symbols fit into one byte."""
 
@@ -94,6 +96,8 @@ class TrainOptions:
     seed: int = 0
     threads: int = 0
     """Of torch; 0 leaves it as it is."""
+    workers: int = 0
+    """Threads that prepare batches; 0: half of the cores, four at most. Batches are the same for any number."""
     device: str = "cpu"
     precision: Precision = "float32"
     """`bfloat16` computes convolutions in it: for accelerators, and for processors that have it (AVX512-BF16, AMX).
@@ -129,14 +133,19 @@ class TrainOptions:
         self._check_stages()
 
     def _check_stages(self) -> None:
-        if self.views < 0:
-            raise UsageError(f"views are 0 or more, not {self.views}")
+        if min(self.views, self.workers) < 0:
+            raise UsageError(f"views and workers are 0 or more, not {self.views} and {self.workers}")
         if min(self.epochs) < 0 or sum(self.epochs) < 1 or self.batch < 2 or min(self.rates) <= 0:
             raise UsageError("epochs are 0 or more with one in all, a batch has 2 or more, learning rates are above 0")
         if len(self.epochs) not in (2, 3) or len(self.rates) != len(self.epochs):
             raise UsageError(
                 f"two or three stages have as many epochs and learning rates, not {self.epochs} and {self.rates}"
             )
+
+    @property
+    def preparing(self) -> int:
+        """Threads that prepare batches."""
+        return self.workers or max(1, min(_MOST_WORKERS, available_cores() // 2))
 
     @property
     def qualities(self) -> int:

@@ -138,7 +138,7 @@ def _identity(teacher: Teacher, halves: Halves, data: ImageData, options: TrainO
     for tensor in teacher.module.state_dict().values():
         weights.update(tensor.cpu().contiguous().numpy().tobytes())
     said = asdict(options)
-    for name in ("threads", "device", "checkpoint_s", "exit"):
+    for name in ("threads", "workers", "device", "checkpoint_s", "exit"):
         said.pop(name)
     return {
         "teacher": weights.hexdigest(),
