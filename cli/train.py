@@ -50,6 +50,8 @@ def train(
         bool,
         typer.Option(help="Begin with the teacher's own layers on both sides of a principal-component projection."),
     ] = False,
+    decoder_width: Annotated[int | None, typer.Option(min=1, help="Channels inside the decoder.")] = None,
+    decoder_blocks: Annotated[int, typer.Option(min=0, help="Residual blocks of the decoder.")] = 2,
     pair: Annotated[
         str | None, typer.Option(help="package.module:callable that returns an encoder and a decoder of your own.")
     ] = None,
@@ -70,6 +72,7 @@ def train(
     distil_weight: Annotated[
         float, typer.Option(help="Of the teacher's answers in stage 2; the labels have the rest.")
     ] = 0.9,
+    temperature: Annotated[float, typer.Option(help="That answers are softened by before they are distilled.")] = 4.0,
     freeze_encoder: Annotated[
         bool | None, typer.Option("--freeze-encoder/--tune-encoder", help="In stage 2; the method says by default.")
     ] = None,
@@ -110,10 +113,13 @@ def train(
         head_params=head_params,
         stem=stem,
         inherit=inherit,
+        decoder_width=decoder_width,
+        decoder_blocks=decoder_blocks,
         epochs=tuple(int(n) for n in _numbers(epochs, "epochs")),
         batch=batch,
         rates=_numbers(rates, "rates"),
         distil_weight=distil_weight,
+        temperature=temperature,
         augmentation=replace(AUGMENTATIONS[augment], mix=mix),
         freeze_encoder=freeze_encoder,
         exit=early_exit,

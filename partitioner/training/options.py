@@ -130,6 +130,8 @@ class TrainOptions:
             raise UsageError("bottlefit has no rate term, so no target: say --levels and --channels instead")
         if not 0 <= self.distil_weight <= 1:
             raise UsageError(f"distillation has a share of the loss, 0 to 1, not {self.distil_weight}")
+        if self.temperature <= 0:
+            raise UsageError(f"answers are softened by a temperature above 0, not {self.temperature}")
         self._check_stages()
 
     def _check_stages(self) -> None:

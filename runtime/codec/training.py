@@ -30,13 +30,15 @@ class TrainingOptions:
     """Earlier channels that one channel looks at."""
     bins: int = 32
     """Parts of a prediction's range."""
-    classes: int = 4
-    """Sets of distributions, shared by channels that are predicted about equally well."""
+    classes: int | None = None
+    """Sets of distributions, shared by channels that are predicted about equally well. None: 16 for small frames, whose
+    channels differ more than their neighbourhoods do, and 4 beyond."""
     subs: int = 4
     """Contexts of a second digit per first digit."""
     slowest: int | None = None
     """Largest shift of adaptation inside a frame (4 to 7); 0 freezes the distributions. None adapts up to 4-bit
-    symbols, and freezes beyond, where a symbol has two digits and adapting both costs more time than bytes."""
+    symbols. Beyond, where a symbol has two digits and adapting both costs time, it adapts in small frames of which
+    most symbols are the same, and fast."""
     max_fit_rows: int = 24_000
     """Symbols per channel that the least squares look at."""
 
@@ -64,6 +66,16 @@ def train_table(spec: SymbolSpec, samples: Iterable[Symbols], options: TrainingO
     return pack(geometry, _Training(geometry, frames, options or TrainingOptions()).table())
 
 
+_SMALL_FRAME = 8192
+"""Symbols below which a frame takes a tenth of a millisecond however it is coded, and every byte counts."""
+_SPARSE_BITS = 3.0
+"""A symbol below which most are the same."""
+_FEW, _MANY = 4, 16
+"""Sets of distributions."""
+_SLOW, _FAST = 7, 5
+"""Largest shifts of adaptation."""
+
+
 class _Training:
     def __init__(self, geometry: Geometry, frames: list[Symbols], options: TrainingOptions) -> None:
         self.geometry, self.frames, self.options = geometry, frames, options
@@ -86,7 +98,7 @@ class _Training:
     def table(self) -> Table:
         weights, bias, ref, predicted = self._fit()
         spread = np.abs(self.seen.reshape(len(predicted), -1) - predicted).mean(axis=1)
-        classes = min(self.options.classes, self.geometry.channels)
+        classes = min(self.options.classes or (_MANY if self._small else _FEW), self.geometry.channels)
         edges = np.quantile(spread, np.arange(1, classes) / classes)
         scale = (1 << LUT_BITS) / (1 << self.geometry.value_bits)
         pooled = np.clip(predicted.reshape(-1)[:: max(1, predicted.size // 500_000)] * scale, 0, (1 << LUT_BITS) - 1)
@@ -112,7 +124,19 @@ class _Training:
     def _slowest(self) -> int:
         if self.options.slowest is not None:
             return self.options.slowest
-        return 0 if self.geometry.low_alphabet > 1 else 7
+        if self.geometry.low_alphabet == 1:
+            return _SLOW
+        return _FAST if self._small and self._bits() < _SPARSE_BITS else 0
+
+    @property
+    def _small(self) -> bool:
+        return self.geometry.elements < _SMALL_FRAME and not self.geometry.wide
+
+    def _bits(self) -> float:
+        """Of a symbol on average, each by itself."""
+        counts = np.bincount(self.seen.astype(np.uint8).reshape(-1))
+        share = counts[counts > 0] / self.seen.size
+        return float(-(share * np.log2(share)).sum())
 
     # -- predictions ---------------------------------------------------------------------------------------------------
 
