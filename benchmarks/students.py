@@ -74,8 +74,15 @@ _RUNGS = (120, 240, 480)
 """Bytes of a flower, four times as many at the end as at the beginning."""
 
 
+_LESS_MIXED = replace(_FLOWERS.augmentation, mix=0.25)
+"""For the lower rates: a hundred bytes hold hardly one picture, let alone two."""
+
+
 def _entropic(target: int) -> TrainOptions:
-    return replace(_FLOWERS, method="entropic", levels=32, target_bytes=(target,), epochs=(4, 5))
+    augmentation = _FLOWERS.augmentation if target == _RUNGS[-1] else _LESS_MIXED
+    return replace(
+        _FLOWERS, method="entropic", levels=32, target_bytes=(target,), epochs=(4, 5), augmentation=augmentation
+    )
 
 
 RECIPES = {
@@ -84,7 +91,14 @@ RECIPES = {
         "flowers",
         "one model, every rate",
         "features.10",
-        replace(_FLOWERS, method="ladder", levels=32, target_bytes=_RUNGS, epochs=(4, 10)),
+        replace(
+            _FLOWERS,
+            method="ladder",
+            levels=32,
+            target_bytes=_RUNGS,
+            epochs=(4, 10),
+            augmentation=_LESS_MIXED,
+        ),
     ),
     **{
         f"flowers-entropic-{target}": Recipe(
