@@ -54,8 +54,6 @@ class Subject:
     """Tensors of the teacher's graph for the naive cuts: the best-ranked one when empty."""
     model: Callable[[], Path]
     """The teacher's ONNX file."""
-    every: int = 1
-    """One test picture in so many is sent as a picture and through the cuts; students answer all."""
 
 
 @cache
@@ -78,7 +76,6 @@ SUBJECTS = {
         (32,),
         ("/layer2/layer2.0/Relu_1_output_0", "/layer3/layer3.0/Relu_1_output_0"),
         lambda: material() / "models" / "cifar10_resnet20_jpegft.onnx",
-        every=4,
     ),
 }
 
@@ -114,7 +111,7 @@ def baselines(subject: Subject) -> list[Point]:
 
 
 def _measured(subject: Subject, done: set[tuple[str, str]]) -> Iterator[Point]:
-    pictures, model = pack(subject.pack, "test").every(subject.every), subject.model()
+    pictures, model = pack(subject.pack, "test"), subject.model()
     answer = whole(model)
     if ("original JPEG", "") not in done:
         yield original(pictures, answer)

@@ -54,10 +54,6 @@ class Pack:
     files: tuple[bytes, ...]
     part: Part
 
-    def every(self, n: int) -> Pack:
-        """Every n-th of them."""
-        return Pack(self.files[::n], Part(self.part.pictures[::n], self.part.labels[::n]))
-
 
 @cache
 def pack(name: str, split: str) -> Pack:
