@@ -124,6 +124,7 @@ def plot_rate_accuracy(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
     except ImportError:
         raise MissingDependencyError(f"plots are drawn by matplotlib: {_INSTALL}") from None
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -144,6 +145,9 @@ def plot_rate_accuracy(
     if teacher is not None:
         axes.axhline(100 * teacher, color="grey", linestyle="--", linewidth=1, label="teacher")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel(bytes_label)
     axes.set_ylabel("accuracy, %")
     axes.set_title(title, loc="left")
