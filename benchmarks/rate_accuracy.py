@@ -40,6 +40,7 @@ from teachers import CIFAR, FLOWERS, MEAN, STD, cache_folder, flowers, pack
 ALLOWED_POINTS = 0.6
 """Under the teacher's accuracy, in points: where methods are compared."""
 PICTURES = ("original JPEG", "JPEG", "WEBP")
+OTHER_CODER = ", CompressAI's prior"
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def compressai_points(method: str, root: Path, subject: Subject, points: Sequenc
         )
         payload = compressai_prior.payload_bytes(seen, coded, cut.crossing[0].levels[quality] // 2)
         wire = point.wire_bytes - point.payload_bytes + payload
-        yield replace(point, method=f"{method}, CompressAI's prior", payload_bytes=payload, wire_bytes=wire)
+        yield replace(point, method=method + OTHER_CODER, payload_bytes=payload, wire_bytes=wire)
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
@@ -244,8 +245,8 @@ def _mean_and_spread(values: Sequence[float], digits: int) -> str:
 
 
 def draw(points: Sequence[Point], subject: str, path: Path) -> None:
-    """The plot of one subject."""
-    mine = [p for p in points if p.subject == subject]
+    """The plot of one subject; what another coder would take of the same symbols is in the tables alone."""
+    mine = [p for p in points if p.subject == subject and not p.method.endswith(OTHER_CODER)]
     teacher = next(p.accuracy for p in mine if p.method == "original JPEG")
     curves = []
     for method in dict.fromkeys(p.method for p in mine):
