@@ -323,3 +323,19 @@ def test_coders_are_known_by_label_and_number():
     assert labels()[0] == ("context/1" if has_kernel() else "bitplane-zstd/1")
     with pytest.raises(CoderError, match="unknown coder number 77"):
         by_number(77)
+
+
+def test_a_trained_bottlenecks_small_frames_take_little_more_than_their_channels_entropy() -> None:
+    """Symbols of two digits of which most are the same, and channels that have little in common."""
+    rng = np.random.default_rng(0)
+    spread = np.geomspace(2.0, 0.15, 48)[:, None, None]
+    frames = np.clip(np.rint(rng.laplace(16, np.broadcast_to(spread, (260, 48, 5, 5)))), 0, 31).astype(np.uint8)
+    spec = SymbolSpec(frames.shape[1:], np.dtype(np.uint8), 32, channel_axis=0)
+    coder = by_label("context/1").bind(spec, train_table(spec, frames[:200]))
+    coded = np.mean([len(coder.encode(frame)) for frame in frames[200:]])
+    entropy = 0.0
+    for channel in frames[200:].transpose(1, 0, 2, 3):
+        share = np.bincount(channel.reshape(-1)) / channel.size
+        entropy -= 25 / 8 * float((share[share > 0] * np.log2(share[share > 0])).sum())
+    assert coded < 1.08 * entropy + 6
+    assert all(np.array_equal(coder.decode(coder.encode(frame)), frame) for frame in frames[200:210])

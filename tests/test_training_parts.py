@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from narrows.partitioner.training import TrainOptions
 from narrows.partitioner.training.exits import calibrated, calibration_error, fit_temperature, softmax
+from narrows.partitioner.training.folding import folded
 from narrows.partitioner.training.losses import RateControl, distillation, feature_loss
 from narrows.partitioner.training.prior import FactorisedPrior
 from narrows.partitioner.training.quantiser import Quantiser
 from narrows.partitioner.training.steps import draw_qualities, mean_of, one_cycle, seeded
 from narrows.runtime.errors import UsageError
+from torch import nn
 
 
 def started(levels: int = 8, qualities: int = 3, rated: bool = True) -> tuple[Quantiser, torch.Tensor]:
@@ -212,3 +214,42 @@ def test_the_surer_an_exit_the_more_often_it_is_right() -> None:
 def test_options_that_cannot_be_are_refused(said: dict, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         TrainOptions(**said)
+
+
+class Tangled(nn.Module):
+    """Convolutions that are normalised, one that is used twice, and one whose output is wanted as it is, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.twice, self.then = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.seen, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(x))
+        x = self.then(self.twice(x)) + self.twice(x)
+        seen = self.seen(x)
+        return seen + self.last(seen)
+
+
+class Untraceable(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if float(x.sum()) > 0 else -x
+
+
+def test_folding_changes_nothing_but_the_number_of_normalisations() -> None:
+    torch.manual_seed(0)
+    module = Tangled()
+    for norm in (module.norm, module.then, module.last):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 6, 6)
+    made = folded(module)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), module.eval()(x), rtol=1e-5, atol=1e-5)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in made.modules()) == 2  # of what is shared, or seen twice
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in module.modules()) == 3
+    plain = folded(Untraceable())
+    assert torch.equal(plain(-x.abs()), x.abs())
