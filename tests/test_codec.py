@@ -328,7 +328,7 @@ def test_coders_are_known_by_label_and_number():
 def test_a_trained_bottlenecks_small_frames_take_little_more_than_their_channels_entropy() -> None:
     """Symbols of two digits of which most are the same, and channels that have little in common."""
     rng = np.random.default_rng(0)
-    spread = np.geomspace(2.0, 0.15, 48)[:, None, None]
+    spread = np.geomspace(2.0, 0.02, 48)[:, None, None]
     frames = np.clip(np.rint(rng.laplace(16, np.broadcast_to(spread, (260, 48, 5, 5)))), 0, 31).astype(np.uint8)
     spec = SymbolSpec(frames.shape[1:], np.dtype(np.uint8), 32, channel_axis=0)
     coder = by_label("context/1").bind(spec, train_table(spec, frames[:200]))
