@@ -74,12 +74,14 @@ _RUNGS = (120, 240, 480)
 """Bytes of a flower, four times as many at the end as at the beginning."""
 
 
+_AS_BOTTLEFIT = 680
+"""What comes out near BottleFit's bytes."""
 _LESS_MIXED = replace(_FLOWERS.augmentation, mix=0.25)
 """For the lower rates: a hundred bytes hold hardly one picture, let alone two."""
 
 
 def _entropic(target: int) -> TrainOptions:
-    augmentation = _FLOWERS.augmentation if target == _RUNGS[-1] else _LESS_MIXED
+    augmentation = _FLOWERS.augmentation if target >= _RUNGS[-1] else _LESS_MIXED
     return replace(
         _FLOWERS, method="entropic", levels=32, target_bytes=(target,), epochs=(4, 5), augmentation=augmentation
     )
@@ -107,7 +109,7 @@ RECIPES = {
             "features.10",
             _entropic(target),
         )
-        for target in _RUNGS
+        for target in (*_RUNGS, _AS_BOTTLEFIT)
     },
     **{
         f"flowers-bottlefit-{levels}": Recipe(
