@@ -15,8 +15,8 @@ def available() -> bool:
     """Whether CompressAI and what it imports are installed."""
     import teachers  # whoever has a CPU build of torch needs torchvision's operators declared first
 
-    teachers.declare_torchvision()
     try:
+        teachers.declare_torchvision()
         import compressai.entropy_models  # noqa: F401
     # A package that it needs is missing, or torchvision does not load beside this torch.
     except (ImportError, RuntimeError, OSError):

@@ -10,6 +10,7 @@ started in this folder.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import io
 import os
 import sys
@@ -147,7 +148,13 @@ def _teacher(name: str, classes: int, part: Callable[[], Part], epochs: int) -> 
 
 
 def declare_torchvision() -> None:
-    """Let torchvision's wheel load beside a CPU build of torch, which it does with this help only."""
+    """Let torchvision's wheel load beside a CPU build of torch, which it does with this help only.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        raise ImportError("the flowers' teacher is torchvision's MobileNetV2: pip install --no-deps torchvision")
     tools = str(material() / "tools")
     if torch.version.cuda is None:
         if tools not in sys.path:
