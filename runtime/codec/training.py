@@ -31,8 +31,8 @@ class TrainingOptions:
     bins: int = 32
     """Parts of a prediction's range."""
     classes: int | None = None
-    """Sets of distributions, shared by channels that are predicted about equally well. None: 16 for small frames, whose
-    channels differ more than their neighbourhoods do, and 4 beyond."""
+    """Sets of distributions, shared by channels that are predicted about equally well. None: up to 16 for small frames,
+    whose channels differ more than their neighbourhoods do, as far as there are samples, and 4 beyond."""
     subs: int = 4
     """Contexts of a second digit per first digit."""
     slowest: int | None = None
@@ -72,6 +72,8 @@ _SPARSE_BITS = 3.0
 """A symbol below which most are the same."""
 _FEW, _MANY = 4, 16
 """Sets of distributions."""
+_SYMBOLS_A_SET = 1 << 14
+"""Seen in calibration, to tell more of them apart; with fewer, a set learns chance."""
 _SLOW, _FAST = 7, 5
 """Largest shifts of adaptation."""
 
@@ -98,7 +100,7 @@ class _Training:
     def table(self) -> Table:
         weights, bias, ref, predicted = self._fit()
         spread = np.abs(self.seen.reshape(len(predicted), -1) - predicted).mean(axis=1)
-        classes = min(self.options.classes or (_MANY if self._small else _FEW), self.geometry.channels)
+        classes = min(self.options.classes or self._classes(), self.geometry.channels)
         edges = np.quantile(spread, np.arange(1, classes) / classes)
         scale = (1 << LUT_BITS) / (1 << self.geometry.value_bits)
         pooled = np.clip(predicted.reshape(-1)[:: max(1, predicted.size // 500_000)] * scale, 0, (1 << LUT_BITS) - 1)
@@ -120,6 +122,10 @@ class _Training:
             codes=np.zeros((0, DIGIT), np.uint8),
         )
         return self._with_distributions(empty)
+
+    def _classes(self) -> int:
+        enough = len(self.frames) * self.geometry.elements // _SYMBOLS_A_SET
+        return min(_MANY, max(_FEW, enough)) if self._small else _FEW
 
     def _slowest(self) -> int:
         if self.options.slowest is not None:
